@@ -1,0 +1,142 @@
+"""Prediction heads: linear (h_CE, h_KD), cosine-aligned (h_KD of a VLM student), and the pair of both."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dho_plugin.errors import ConfigError
+
+HEADS = ("linear", "cosine")
+
+
+class LinearHead(nn.Linear):
+    """W z + b, the heads of DHO, section 3.2.
+
+    Without `init` the parameters are drawn as `nn.Linear` draws them (Kaiming-uniform). With it the head starts
+    language-aware: rows are the unit class features times `init_scale`, and b is 0.
+
+    Args:
+        feature_dim: D, width of the features.
+        num_classes: C.
+        init: (C, D) class features of the prompts, of any length.
+        init_scale: length of the initial rows; 1 / zeta gives unit features CLIP's own logits.
+
+    Raises:
+        ConfigError: `init` has another shape than (C, D).
+    """
+
+    def __init__(self, feature_dim: int, num_classes: int, init: Tensor | None = None, init_scale: float = 1.0):
+        super().__init__(feature_dim, num_classes)
+        if init is not None:
+            _copy_rows(self.weight, init, init_scale)
+            nn.init.zeros_(self.bias)
+
+
+class CosineHead(nn.Module):
+    """cos(z, w_c) / zeta, the KD head aligned with a CLIP teacher (DHO, Eq. 10).
+
+    Computed in fp32 also under autocast: divided by zeta = 0.01, half precision would be wrong by up to 0.4 a logit.
+    A feature or row of zero length has cosine 0 with everything and receives no gradient.
+
+    Args:
+        feature_dim: D, width of the features.
+        num_classes: C.
+        zeta: CLIP's temperature, > 0; fixed, not learned.
+        init: (C, D) class features of the prompts; None draws the rows as `nn.Linear` does.
+
+    Raises:
+        ConfigError: zeta is not positive, or `init` has another shape than (C, D).
+    """
+
+    def __init__(self, feature_dim: int, num_classes: int, zeta: float, init: Tensor | None = None):
+        super().__init__()
+        if not zeta > 0:
+            raise ConfigError(f"zeta is {zeta}; TRAINER.DHO.ZETA must be greater than 0 (OpenAI's CLIP has 0.01).")
+        self.zeta = float(zeta)
+        self.weight = nn.Linear(feature_dim, num_classes, bias=False).weight
+        if init is not None:
+            _copy_rows(self.weight, init, 1.0)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits of a batch.
+
+        Args:
+            features: (B, D) float of any width and length.
+
+        Returns:
+            (B, C), fp32 (fp64 for an fp64 head).
+        """
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        with torch.autocast(device_type=features.device.type, enabled=False):
+            return F.linear(_unit(features.to(dtype)), _unit(self.weight.to(dtype))) / self.zeta
+
+    def extra_repr(self) -> str:
+        """Sizes and zeta, for `print(model)`."""
+        return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}, zeta={self.zeta}"
+
+
+class DualHead(nn.Module):
+    """The two heads of DHO over the same features.
+
+    Args:
+        ce: supervised head.
+        kd: distillation head.
+    """
+
+    def __init__(self, ce: nn.Module, kd: nn.Module):
+        super().__init__()
+        self.ce = ce
+        self.kd = kd
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of both heads.
+
+        Args:
+            features: (B, D) float.
+
+        Returns:
+            (logits_ce, logits_kd), each (B, C).
+        """
+        return self.ce(features), self.kd(features)
+
+
+def build_head(
+    kind: str, feature_dim: int, num_classes: int, *, zeta: float, init: Tensor | None = None, init_scale: float = 1.0
+) -> nn.Module:
+    """Build a prediction head by name.
+
+    Args:
+        kind: "linear" or "cosine".
+        feature_dim: D.
+        num_classes: C.
+        zeta: CLIP's temperature; used by the cosine head.
+        init: (C, D) class features for language-aware initialization, or None.
+        init_scale: length of the linear head's initial rows.
+
+    Returns:
+        A module that maps (B, D) features to (B, C) logits.
+
+    Raises:
+        ConfigError: unknown kind, zeta not positive, or `init` of another shape.
+    """
+    if kind == "linear":
+        return LinearHead(feature_dim, num_classes, init, init_scale)
+    if kind == "cosine":
+        return CosineHead(feature_dim, num_classes, zeta, init)
+    raise ConfigError(f"unknown head {kind!r}; choose one of: {', '.join(HEADS)}.")
+
+
+def _copy_rows(weight: nn.Parameter, init: Tensor, scale: float) -> None:
+    if init.shape != weight.shape:
+        raise ConfigError(
+            f"the class features that initialize a head have shape {tuple(init.shape)}, the head (classes, width) is "
+            f"{tuple(weight.shape)}: use the text features of the same class list from a CLIP with the same embedding."
+        )
+    with torch.no_grad():
+        weight.copy_(_unit(init.float()) * scale)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    norm = rows.norm(dim=-1, keepdim=True)
+    # the mask, not the clamp, keeps a zero row's gradient at 0 in place of 1e12
+    return rows / norm.clamp_min(1e-12) * (norm > 1e-12)

@@ -1,0 +1,169 @@
+"""The DHO step, exactly once: every method, with and without DHO, is this trainer over another student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dho_plugin.core.heads import build_head
+from dho_plugin.core.losses import dho_loss
+from dho_plugin.engine.checkpoint import load_checkpoint, model_path
+from dho_plugin.engine.data import ClassInfo
+from dho_plugin.engine.optim import build_lr_scheduler, build_optimizer
+from dho_plugin.engine.trainer import TrainerXU
+from dho_plugin.errors import ConfigError
+from dho_plugin.evaluation import HeadEvaluation
+from dho_plugin.models.clip import LoadedCLIP, load_clip
+from dho_plugin.models.student import DualHeadNet, Student
+from dho_plugin.models.templates import templates_for
+from dho_plugin.models.zeroshot import class_features
+from dho_plugin.teachers import Teacher, build_teacher, teacher_label
+
+
+class DHOTrainer(HeadEvaluation, TrainerXU):
+    """Dual-Head Optimization around a student; without `dho` it is lambda = 1 and no KD head.
+
+    A method gives `build_student` and the config node of its precision; see `trainers/coop.py`.
+    """
+
+    dho = False  # a method's `_DHO` twin sets it
+    cfg_node = "DHO"  # the method's own node below TRAINER
+    _clip: LoadedCLIP | None = None
+
+    def build_student(self, clip: LoadedCLIP, classes: Sequence[ClassInfo]) -> Student:
+        """Return the method's student over a frozen CLIP."""
+        raise TypeError(f"{type(self).__name__} defines no build_student")
+
+    # Set-up -----------------------------------------------------------------------------------------------------
+
+    def precision(self) -> str:
+        """Return the method's PREC."""
+        return self.cfg.TRAINER[self.cfg_node].PREC
+
+    def uses_unlabeled(self) -> bool:
+        """Say whether the KD loss also sees the stream drawn from D(l) and D(u)."""
+        return self.dho and self.cfg.TRAINER.DHO.UNLABELED
+
+    def templates(self) -> tuple[str, ...]:
+        """Return the prompt templates of the class features: DATASET.TEMPLATES, else the data set's published ones."""
+        return tuple(self.cfg.DATASET.TEMPLATES) or templates_for(self.cfg.DATASET.NAME)
+
+    def clip(self) -> LoadedCLIP:
+        """Return the student's CLIP, loaded once."""
+        if self._clip is None:
+            node = self.cfg.MODEL.BACKBONE
+            self._clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT)
+        return self._clip
+
+    def build_model(self) -> None:
+        """Build the student, the KD head and the teacher, and register what learns."""
+        clip = self.clip()
+        self.student_preprocess = clip.preprocess
+        self.student = self.build_student(clip, self.classes)
+        self.kd_head = self.build_kd_head(clip) if self.dho else None
+        self.net = self.accelerator.prepare(DualHeadNet(self.student, self.kd_head).to(self.device))
+        for name, module in self.student.learnable().items():
+            self.register_learnable(name, module, self.cfg.OPTIM)
+        if self.dho:
+            self.register_learnable("kd_head", self.kd_head, self.kd_optim_cfg())
+        self.teacher: Teacher | None = None  # built when training starts; evaluation does without
+        self.teacher_label = teacher_label(self.cfg) if self.dho else None
+
+    def build_kd_head(self, clip: LoadedCLIP) -> nn.Module:
+        """Return h_KD: cosine-aligned (Eq. 10) or linear, from the class prompts' features or Kaiming's draw."""
+        dho = self.cfg.TRAINER.DHO
+        names = [info.name for info in self.classes]
+        init = class_features(clip, names, self.templates()) if dho.INIT == "language" else None
+        width, scale = self.student.feature_dim, clip.scale
+        return build_head(dho.KD_HEAD, width, len(names), zeta=clip.zeta, init=init, init_scale=scale)
+
+    def kd_optim_cfg(self):
+        """Return the KD head's optimizer settings: OPTIM's, with TRAINER.DHO.OPTIM's name, rate and decay if named."""
+        own, optim = self.cfg.TRAINER.DHO.OPTIM, self.cfg.OPTIM.clone()
+        if own.NAME:
+            optim.defrost()
+            optim.NAME, optim.LR, optim.WEIGHT_DECAY = own.NAME, own.LR, own.WEIGHT_DECAY
+        return optim
+
+    def register_learnable(self, name: str, module: nn.Module, optim_cfg) -> None:
+        """Register a module with its optimizer and schedule."""
+        optim = build_optimizer(module, optim_cfg)
+        self.register_model(name, module, optim, build_lr_scheduler(optim, optim_cfg))
+
+    def before_train(self) -> None:
+        """Build the teacher, then prepare training.
+
+        Raises:
+            ConfigError: the method has nothing to train.
+        """
+        if not self.get_model_names():
+            raise ConfigError(f"{type(self).__name__} has nothing to train; use --eval-only")
+        if self.dho:
+            teacher = build_teacher(self.cfg, self.clip(), self.classes, self.templates())
+            self.teacher = teacher._replace(model=teacher.model.to(self.device))
+            same = teacher.preprocess == self.student_preprocess
+            self.teacher_preprocess = None if same else teacher.preprocess
+        super().before_train()
+
+    # Training ---------------------------------------------------------------------------------------------------
+
+    def forward_backward(self, batch_x: dict, batch_u: dict | None = None) -> dict[str, float | Tensor]:
+        """Take one DHO step (DHO, Algorithm 1, lines 7 to 25) and return its losses and accuracy."""
+        labels, n = batch_x["label"], len(batch_x["label"])
+        both = [batch_x] if batch_u is None else [batch_x, batch_u]
+        logits_ce, logits_kd, extra = self.net(torch.cat([b["img"] for b in both]), n)
+        dho, targets = self.cfg.TRAINER.DHO, self.teacher_logits(both)
+        kd, unlabeled = (None, None, None, None), batch_u is not None
+        if logits_kd is not None:
+            kd = logits_kd[:n], targets[:n], logits_kd[n:] if unlabeled else None, targets[n:] if unlabeled else None
+        lambda_ = dho.LAMBDA if self.dho else 1.0
+        loss = dho_loss(logits_ce, labels, *kd, lambda_=lambda_, eta=dho.ETA, eta2=dho.KD_ETA2)
+        self.model_backward_and_update(loss.total if extra is None else loss.total + extra)
+        summary = {"loss": loss.total, "acc": 100 * (logits_ce.argmax(1) == labels).float().mean()}
+        return summary | ({"loss_ce": loss.ce, "loss_kd": loss.kd} if self.dho else {})
+
+    def teacher_logits(self, batches: Sequence[dict]) -> Tensor | None:
+        """Return the teacher's logits (B + B', C) on the same views, or None without a teacher."""
+        if self.teacher is None:
+            return None
+        key = "img" if self.teacher_preprocess is None else "img_teacher"
+        with self.accelerator.autocast():
+            return self.teacher.model(torch.cat([b[key] for b in batches]))
+
+    def set_model_mode(self, mode: str) -> None:
+        """Put student and heads into "train" or "eval" mode."""
+        self.net.train(mode == "train")
+
+    def after_train(self) -> None:
+        """Test on the data set's own and the shifted test sets, then write results.json."""
+        super().after_train()
+        if not self.cfg.TEST.NO_TEST:
+            self.test_shifted()
+            self.write_results()
+
+    def display_name(self) -> str:
+        """Return the method's name as tables show it."""
+        return type(self).__name__.replace("_DHO", " + DHO")
+
+    # Checkpoints ------------------------------------------------------------------------------------------------
+
+    def load_model(self, directory: str | Path, epoch: int | None = None, *, train_state: bool = False) -> dict:
+        """Load a run's weights; for evaluation the model is first rebuilt for the classes it was trained on.
+
+        Raises:
+            CheckpointError: a file is missing, damaged or of another model.
+        """
+        if not directory:
+            print("Note that load_model() is skipped as no pretrained model is given")
+            return {}
+        if not train_state and self._models:
+            path = model_path(directory, self.get_model_names()[0], epoch)
+            saved = tuple(ClassInfo(*pair) for pair in load_checkpoint(path).get("meta", {}).get("classes", []))
+            if saved and saved != self.classes:
+                self.classes = saved
+                self.forget_models()
+                self.build_model()
+        return super().load_model(directory, epoch, train_state=train_state)

@@ -1,0 +1,154 @@
+"""Checkpoints: plain tensors and containers, written atomically, read without unrestricted unpickling."""
+
+import pickle
+import re
+import shutil
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dho_plugin.engine.files import atomic_write
+from dho_plugin.errors import CheckpointError
+
+BEST_NAME = "model-best.pth.tar"
+_EPOCH_NAME = re.compile(r"model\.pth\.tar-(\d+)")
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def save_checkpoint(state: dict[str, Any], path: str | Path) -> None:
+    """Write a checkpoint atomically; if that fails, the file that was there before is untouched.
+
+    Args:
+        state: nested dicts, lists and tuples of tensors, numbers, strings and None, such as
+            `state_dict, epoch, optimizer, scheduler, val_result`.
+        path: target file; missing parent folders are made.
+
+    Raises:
+        CheckpointError: `state` holds something else, or the file cannot be written, for example on a full disk.
+    """
+    _check_plain(state, "state")
+    path = Path(path)
+    try:
+        atomic_write(path, lambda file: torch.save(state, file))
+    except (OSError, RuntimeError) as error:  # torch hides a full disk behind a RuntimeError
+        raise CheckpointError(
+            f"cannot write the checkpoint {path}: {_cause(error)}. Free space there: {_free_space(path)}. An earlier "
+            "checkpoint of that name is untouched: make room or choose another --output-dir, and run again to resume."
+        ) from error
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, refusing everything but tensors and plain values.
+
+    Args:
+        path: file written by `save_checkpoint`, or any torch file that holds only tensors and plain values.
+
+    Returns:
+        The stored dict.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, holds other objects, or is not a dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}. {_list_available(path.parent)}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise CheckpointError(_explain(path, error)) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, not a checkpoint's dict: is it the right file?")
+    return state
+
+
+def model_path(directory: str | Path, name: str, epoch: int | None = None) -> Path:
+    """Path of a model's checkpoint in Dassl's layout.
+
+    Args:
+        directory: the run's output folder.
+        name: the model's registered name.
+        epoch: epochs done; None for the best one.
+
+    Returns:
+        `<directory>/<name>/model.pth.tar-<epoch>` or `<directory>/<name>/model-best.pth.tar`.
+    """
+    return Path(directory) / name / (BEST_NAME if epoch is None else f"model.pth.tar-{epoch}")
+
+
+def latest_epoch(directory: str | Path, name: str) -> int | None:
+    """Epoch of the checkpoint to resume from.
+
+    Args:
+        directory: the run's output folder.
+        name: the model's registered name.
+
+    Returns:
+        The epoch that Dassl's text file `checkpoint` names, if that checkpoint is there; else the highest epoch among
+        the files; None without any.
+    """
+    folder = Path(directory) / name
+    pointer = folder / "checkpoint"
+    if pointer.is_file():
+        named = _EPOCH_NAME.fullmatch(pointer.read_text(encoding="utf-8", errors="replace").strip())
+        if named and (folder / named[0]).is_file():
+            return int(named[1])
+    return max(saved_epochs(folder), default=None)
+
+
+def saved_epochs(folder: Path) -> list[int]:
+    """Return the epochs whose checkpoints lie in a model's folder, ascending."""
+    if not folder.is_dir():
+        return []
+    matches = (_EPOCH_NAME.fullmatch(file.name) for file in folder.iterdir() if file.is_file())
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def _check_plain(value: Any, where: str) -> None:
+    if type(value) in (dict, OrderedDict):
+        for key, item in value.items():
+            if type(key) not in (str, int):
+                raise CheckpointError(f"{where} has the key {key!r}; a checkpoint's keys are strings or whole numbers.")
+            _check_plain(item, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for index, item in enumerate(value):
+            _check_plain(item, f"{where}[{index}]")
+    elif not isinstance(value, torch.Tensor) and type(value) not in _PLAIN:
+        raise CheckpointError(
+            f"{where} is a {type(value).__name__}, which load_checkpoint would refuse: store tensors, numbers, "
+            "strings, None, and dicts, lists and tuples of them."
+        )
+
+
+def _explain(path: Path, error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+        return (
+            f"{path} holds more than tensors and plain values (Dassl stores its scheduler as an object), and opening "
+            "such a file could run code, so it is refused. If you trust its origin, load it once with "
+            "torch.load(path, weights_only=False) and save {'state_dict': ..., 'epoch': ...} from it with torch.save. "
+            f"Reason: {_first_line(error)}"
+        )
+    return (
+        f"{path} is damaged or not a torch checkpoint ({_first_line(error)}). Delete it, then resume from an earlier "
+        f"epoch or train again. {_list_available(path.parent)}"
+    )
+
+
+def _list_available(folder: Path) -> str:
+    epochs = ", ".join(map(str, saved_epochs(folder)))
+    return f"Epochs stored in {folder}: {epochs or 'none'}."
+
+
+def _cause(error: BaseException) -> BaseException:
+    return error if isinstance(error, OSError) or error.__context__ is None else _cause(error.__context__)
+
+
+def _free_space(path: Path) -> str:
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    return f"{shutil.disk_usage(folder).free / 2**20:.0f} MB"
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'}"

@@ -1,0 +1,141 @@
+"""Configuration: yacs nodes with Dassl's keys, so the hosts' own YAML files load unchanged, plus `TRAINER.DHO.*`.
+
+Precedence as in the hosts: defaults < dataset YAML < method YAML < flags < trailing KEY VALUE pairs, then frozen.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode
+
+from dho_plugin.engine.defaults import DEFAULTS
+from dho_plugin.errors import ConfigError
+
+SUPPORTED_TRANSFORMS = ("random_resized_crop", "random_flip", "center_crop", "normalize")
+PRECISIONS = ("fp32", "fp16", "amp", "bf16")
+# Keys that say where and how a run is executed, not what it computes: two runs that differ only here are the same run.
+EXECUTION_KEYS = frozenset({
+    "OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.PRINT_FREQ",
+    "TRAIN.CHECKPOINT_FREQ", "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT", "USE_CUDA",
+})  # fmt: skip
+
+
+def get_cfg_default() -> CfgNode:
+    """Return a fresh, unfrozen copy of the defaults (Dassl's keys and values, and ours)."""
+    return CfgNode(DEFAULTS).clone()
+
+
+def flatten(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every leaf of a config as (`A.B.C`, value)."""
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def as_plain(cfg: CfgNode) -> dict[str, Any]:
+    """Return a config as nested plain dicts and lists, ready for JSON."""
+    plain = {k: as_plain(v) if isinstance(v, CfgNode) else v for k, v in cfg.items()}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+
+
+def differing_keys(mine: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Return the keys, `A.B: mine != other`, in which two plain configs describe different computations."""
+    a, b = dict(flatten(CfgNode(mine))), dict(flatten(CfgNode(other)))
+    keys = sorted((a.keys() | b.keys()) - EXECUTION_KEYS)
+    return [f"{k}: {b.get(k)!r} there, {a.get(k)!r} here" for k in keys if a.get(k) != b.get(k)]
+
+
+def _check_known(cfg: CfgNode, pairs: Iterator[tuple[str, Any]], source: str) -> None:
+    known = dict(flatten(cfg))
+    nodes = {key.rsplit(".", i)[0] for key in known for i in range(1, key.count(".") + 1)}
+    for key, _ in pairs:
+        if key in known or key in nodes:
+            continue
+        near = difflib.get_close_matches(key, [*known, *nodes], n=3, cutoff=0.6)
+        siblings = sorted(k for k in known if k.rsplit(".", 1)[0] == key.rsplit(".", 1)[0])
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"Known beside it: {', '.join(siblings) or 'nothing'}"
+        raise ConfigError(f"{source}: unknown config key {key!r}. {hint}")
+
+
+def merge_file(cfg: CfgNode, path: str | Path) -> None:
+    """Merge a YAML file, a host's own ones included, into `cfg`.
+
+    Raises:
+        ConfigError: missing file, broken YAML, an unknown key (close matches are listed) or a value of another type.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        loaded = CfgNode(yaml.safe_load(text) or {})
+    except FileNotFoundError as error:
+        found = ", ".join(sorted(p.stem for p in Path(path).parent.glob("*.yaml"))) or "no YAML file"
+        raise ConfigError(f"config file {str(path)!r} does not exist; its folder holds: {found}") from error
+    except (yaml.YAMLError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {str(path)!r} is not readable as YAML: {error}") from error
+    _check_known(cfg, flatten(loaded), str(path))
+    try:
+        cfg.merge_from_other_cfg(loaded)
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(f"config file {str(path)!r}: {error}") from error
+
+
+def merge_pairs(cfg: CfgNode, pairs: Sequence[str]) -> None:
+    """Merge trailing `KEY VALUE KEY VALUE ...` pairs into `cfg`.
+
+    Raises:
+        ConfigError: an odd number of words, an unknown key (close matches are listed) or a value of another type.
+    """
+    if len(pairs) % 2:
+        raise ConfigError(f"trailing options come as KEY VALUE pairs; got {len(pairs)} words: {' '.join(pairs)}")
+    _check_known(cfg, ((key, None) for key in pairs[::2]), "command line")
+    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        try:
+            cfg.merge_from_list([key, value])
+        except (ValueError, AssertionError, SyntaxError) as error:
+            kind = type(dict(flatten(cfg)).get(key, {})).__name__
+            raise ConfigError(f"{key}: {value!r} is not a {kind} ({error})") from error
+
+
+def check_cfg(cfg: CfgNode) -> None:
+    """Check what holds for every trainer; what only one trainer knows is checked by its own `check_cfg`.
+
+    Raises:
+        ConfigError: names the key, the value and what is allowed.
+    """
+    dho, loader = cfg.TRAINER.DHO, cfg.DATALOADER
+    rules = [
+        ("TRAINER.DHO.LAMBDA", dho.LAMBDA, 0 <= dho.LAMBDA <= 1, "a number in [0, 1]"),
+        ("TRAINER.DHO.ALPHA", dho.ALPHA, 0 <= dho.ALPHA <= 1, "a number in [0, 1]"),
+        ("TRAINER.DHO.BETA", dho.BETA, dho.BETA > 0, "a number above 0"),
+        ("TRAINER.DHO.ETA", dho.ETA, dho.ETA > 0, "a number above 0"),
+        ("TRAINER.DHO.ZETA", dho.ZETA, dho.ZETA >= 0, "a number above 0, or 0 for the weights' own"),
+        ("TRAINER.DHO.KD_HEAD", dho.KD_HEAD, dho.KD_HEAD in ("cosine", "linear"), "cosine or linear"),
+        ("TRAINER.DHO.INIT", dho.INIT, dho.INIT in ("language", "kaiming"), "language or kaiming"),
+        ("OPTIM.MAX_EPOCH", cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.MAX_EPOCH >= 0, "0 or more"),
+        *((f"DATALOADER.{part}.BATCH_SIZE", loader[part].BATCH_SIZE, loader[part].BATCH_SIZE > 0, "1 or more")
+          for part in ("TRAIN_X", "TRAIN_U", "TEST")),
+        ("DATASET.SUBSAMPLE_CLASSES", cfg.DATASET.SUBSAMPLE_CLASSES, cfg.DATASET.SUBSAMPLE_CLASSES == "all", "all"),
+        ("DATASET.UNREADABLE", cfg.DATASET.UNREADABLE, cfg.DATASET.UNREADABLE in ("error", "skip"), "error or skip"),
+        ("TRAIN.COUNT_ITER", cfg.TRAIN.COUNT_ITER, cfg.TRAIN.COUNT_ITER in ("train_x", "train_u", "smaller_one"),
+         "train_x, train_u or smaller_one"),
+        ("TEST.FINAL_MODEL", cfg.TEST.FINAL_MODEL, cfg.TEST.FINAL_MODEL in ("last_step", "best_val"),
+         "last_step or best_val"),
+        ("TEST.SPLIT", cfg.TEST.SPLIT, cfg.TEST.SPLIT in ("test", "val"), "test or val"),
+    ]  # fmt: skip
+    for key, value, holds, allowed in rules:
+        if not holds:
+            raise ConfigError(f"{key} is {value!r}; allowed: {allowed}")
+    unknown = [t for t in cfg.INPUT.TRANSFORMS if t not in SUPPORTED_TRANSFORMS]
+    if unknown:
+        raise ConfigError(f"INPUT.TRANSFORMS has {unknown}; supported: {', '.join(SUPPORTED_TRANSFORMS)}")
+
+
+def dataset_label(cfg: CfgNode) -> str:
+    """Return the short name of a run's data as folders and tables show it: `mini`, else the dataset's name."""
+    return cfg.DATASET.PREFIX or cfg.DATASET.NAME.lower()

@@ -1,0 +1,125 @@
+"""The default values of every config key: Dassl's own names and values first, then this package's."""
+
+_SAMPLER = {"SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16}
+
+DEFAULTS = {
+    "VERSION": 1,
+    "OUTPUT_DIR": "./output",
+    "RESUME": "",
+    "SEED": -1,  # below 0: a random seed is drawn, logged and stored
+    "USE_CUDA": True,
+    "VERBOSE": True,
+    "INPUT": {
+        "SIZE": (224, 224),  # accepted from the hosts' files; size, mean, std and interpolation come with the weights
+        "INTERPOLATION": "bilinear",
+        "TRANSFORMS": (),
+        "NO_TRANSFORM": False,
+        "PIXEL_MEAN": [0.485, 0.456, 0.406],
+        "PIXEL_STD": [0.229, 0.224, 0.225],
+        "CROP_PADDING": 4,
+        "RRCROP_SCALE": (0.08, 1.0),
+        "CUTOUT_N": 1,
+        "CUTOUT_LEN": 16,
+        "GN_MEAN": 0.0,
+        "GN_STD": 0.15,
+        "RANDAUGMENT_N": 2,
+        "RANDAUGMENT_M": 10,
+        "COLORJITTER_B": 0.4,
+        "COLORJITTER_C": 0.4,
+        "COLORJITTER_S": 0.4,
+        "COLORJITTER_H": 0.1,
+        "RGS_P": 0.2,
+        "GB_P": 0.5,
+        "GB_K": 21,
+        "VIEW_SEED": 0,  # ours: a view is a function of (this seed, image index, view number), the same for all runs
+    },
+    "DATASET": {
+        "ROOT": "",
+        "NAME": "",
+        "SOURCE_DOMAINS": (),
+        "TARGET_DOMAINS": (),
+        "NUM_LABELED": -1,
+        "NUM_SHOTS": -1,
+        "VAL_PERCENT": 0.1,
+        "STL10_FOLD": -1,
+        "CIFAR_C_TYPE": "",
+        "CIFAR_C_LEVEL": 1,
+        "ALL_AS_UNLABELED": False,
+        "SUBSAMPLE_CLASSES": "all",  # CoOp's
+        "PREFIX": "",  # ours: folder below ROOT that holds the data set's own folders ("mini")
+        "NUM_VAL_SHOTS": 0,  # ours: training images a class kept aside as validation split
+        "UNREADABLE": "error",  # ours: error | skip
+        "TEMPLATES": (),  # ours: prompt templates with one {}; empty: the data set's published ones
+    },
+    "DATALOADER": {
+        "NUM_WORKERS": 4,
+        "K_TRANSFORMS": 1,
+        "RETURN_IMG0": False,
+        "TRAIN_X": dict(_SAMPLER),
+        "TRAIN_U": {"SAME_AS_X": True, **_SAMPLER},
+        "TEST": {"SAMPLER": "SequentialSampler", "BATCH_SIZE": 32},
+    },
+    "MODEL": {
+        "INIT_WEIGHTS": "",
+        "BACKBONE": {"NAME": "", "PRETRAINED": True, "TAG": "", "CKPT": ""},  # TAG (open_clip's), CKPT: ours
+        "HEAD": {"NAME": "", "HIDDEN_LAYERS": (), "ACTIVATION": "relu", "BN": True, "DROPOUT": 0.0},
+    },
+    "OPTIM": {
+        "NAME": "adam",
+        "LR": 0.0003,
+        "WEIGHT_DECAY": 5e-4,
+        "MOMENTUM": 0.9,
+        "SGD_DAMPNING": 0,
+        "SGD_NESTEROV": False,
+        "RMSPROP_ALPHA": 0.99,
+        "ADAM_BETA1": 0.9,
+        "ADAM_BETA2": 0.999,
+        "STAGED_LR": False,
+        "NEW_LAYERS": (),
+        "BASE_LR_MULT": 0.1,
+        "LR_SCHEDULER": "single_step",
+        "STEPSIZE": (-1,),
+        "GAMMA": 0.1,
+        "MAX_EPOCH": 10,
+        "WARMUP_EPOCH": -1,
+        "WARMUP_TYPE": "linear",
+        "WARMUP_CONS_LR": 1e-5,
+        "WARMUP_MIN_LR": 1e-5,
+        "WARMUP_RECOUNT": True,
+    },
+    "TRAIN": {"CHECKPOINT_FREQ": 0, "PRINT_FREQ": 10, "COUNT_ITER": "train_x"},
+    "TEST": {
+        "EVALUATOR": "Classification",
+        "PER_CLASS_RESULT": False,
+        "COMPUTE_CMAT": False,
+        "NO_TEST": False,
+        "SPLIT": "test",
+        "FINAL_MODEL": "last_step",
+        "SHIFTED": (),  # ours: further data sets (by registered name) on which the final model is scored
+    },
+    "TRAINER": {
+        "NAME": "",
+        "COOP": {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "PREC": "fp16", "CLASS_TOKEN_POSITION": "end"},
+        "ZSCLIP": {"PREC": "fp32"},
+        "DHO": {
+            "LAMBDA": 0.5,  # weight of the CE loss (Eq. 6, 7)
+            "ZETA": 0.0,  # teacher's CLIP temperature; 0: the one that comes with the weights (OpenAI's: 0.01)
+            "ETA": 2.0,  # KD temperature on teacher and KD head
+            "ALPHA": 0.5,  # weight of the CE head at inference (Eq. 11)
+            "BETA": 1.0,  # temperature of the KD head at inference (Eq. 11)
+            "SEARCH": False,  # choose alpha and beta on the validation split instead
+            "KD_ETA2": True,  # multiply each KL term by eta^2, as the released code does
+            "UNLABELED": True,  # KD also on images drawn from D(l) and D(u) together
+            "KD_HEAD": "cosine",  # cosine (Eq. 10) | linear
+            "INIT": "language",  # language-aware | kaiming
+            "OPTIM": {"NAME": "", "LR": 1e-3, "WEIGHT_DECAY": 0.0},  # of the KD head; empty name: follow OPTIM
+            "TEACHER": {
+                "TYPE": "zero_shot",  # zero_shot | placebo (the student's own zero-shot predictions)
+                "NAME": "ViT-L/14@336px",
+                "TAG": "",
+                "CKPT": "",
+                "CLASSNAMES": "",  # file in classnames.txt's format: the teacher's own names of the same classes
+            },
+        },
+    },
+}

@@ -1,0 +1,70 @@
+"""Atomic writing: a reader sees the old file or the whole new one, never a part."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dho_plugin.errors import CheckpointError
+
+
+def atomic_write(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write a file beside its target and move it into place; on any failure the old file stays as it was.
+
+    Args:
+        path: target; missing parent folders are made.
+        write: called with the open binary file.
+
+    Raises:
+        Exception: whatever `write` or the file system raised, after the temporary file is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """Write a text file atomically, as UTF-8.
+
+    Args:
+        path: target; missing parent folders are made.
+        text: the whole content.
+
+    Raises:
+        OSError: the file cannot be written; the old one is untouched.
+    """
+    atomic_write(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON atomically, indented, keys in their own order.
+
+    Raises:
+        CheckpointError: the file cannot be written, for example on a full disk; an old one is untouched.
+    """
+    try:
+        atomic_write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error}. Free some space there and start again") from error
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        CheckpointError: it is missing or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error

@@ -1,0 +1,86 @@
+"""The run's log: everything printed also goes to `log.txt`, where the hosts' parsers look for it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import platform
+import resource
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TextIO
+
+import torch
+
+from dho_plugin.errors import ConfigError
+
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "accelerate", "numpy", "pillow", "dho_plugin")
+
+
+class Tee:
+    """A text stream that writes to two."""
+
+    def __init__(self, first: TextIO, second: TextIO):
+        self.first, self.second = first, second
+
+    def write(self, text: str) -> int:
+        """Write to both streams; the file is flushed so that a killed run keeps its log."""
+        self.second.write(text)
+        self.second.flush()
+        return self.first.write(text)
+
+    def flush(self) -> None:
+        """Flush both streams."""
+        self.first.flush()
+        self.second.flush()
+
+    def isatty(self) -> bool:
+        """Say whether the first stream is a terminal."""
+        return self.first.isatty()
+
+
+@contextlib.contextmanager
+def logged_to(output_dir: str | Path) -> Iterator[None]:
+    """Copy standard output into `<output_dir>/log.txt` while the block runs; an earlier log is continued."""
+    path = Path(output_dir) / "log.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(Tee(sys.stdout, file)):
+        yield
+
+
+@contextlib.contextmanager
+def locked(output_dir: str | Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder; the lock ends with the process, however it ends.
+
+    Raises:
+        ConfigError: another process works in `output_dir`.
+    """
+    path = Path(output_dir) / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"OUTPUT_DIR {str(output_dir)!r} is in use by another run; wait for it or choose another --output-dir"
+            ) from error
+        yield
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Return the peak memory in MiB: of the accelerator where there is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

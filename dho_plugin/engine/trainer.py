@@ -1,0 +1,291 @@
+"""The one training loop: Dassl's hooks and log lines, on Accelerate."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from dho_plugin.engine.config import PRECISIONS, check_cfg
+from dho_plugin.engine.data import DatasetBase
+from dho_plugin.engine.meters import AverageMeter, MetricMeter
+from dho_plugin.engine.model_store import ModelStore
+from dho_plugin.engine.registry import DATASET_REGISTRY
+from dho_plugin.engine.streams import TrainingStreams
+from dho_plugin.errors import CheckpointError, ConfigError, DHOError
+
+
+class TrainingError(DHOError):
+    """Training cannot go on: the loss is no longer finite."""
+
+
+def build_accelerator(cfg, precision: str) -> Accelerator:
+    """Return the Accelerator of a run: the accelerator where there is one and USE_CUDA allows it, else the CPU.
+
+    `fp16` and `amp` are fp16 autocast with a gradient scaler; a CPU, which has no such thing, computes in fp32.
+
+    Raises:
+        ConfigError: unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"TRAINER.*.PREC is {precision!r}; allowed: {', '.join(PRECISIONS)}")
+    on_cpu = not (cfg.USE_CUDA and torch.cuda.is_available())
+    mixed = {"fp32": "no", "bf16": "bf16"}.get(precision, "no" if on_cpu else "fp16")
+    if on_cpu and precision in ("fp16", "amp"):
+        print(f"Precision {precision} needs a GPU: computing in fp32")
+    return Accelerator(mixed_precision=mixed, cpu=on_cpu)
+
+
+class TrainerX(ModelStore, TrainingStreams):
+    """Training on labeled images; a method gives `build_model` and `forward_backward`.
+
+    Args:
+        cfg: a frozen config.
+    """
+
+    batch_idx = 0
+    elapsed_before = 0.0  # seconds that an interrupted run had spent
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        self.check_cfg(cfg)
+        self.accelerator = build_accelerator(cfg, self.precision())
+        self.device = self.accelerator.device
+        self.start_epoch = self.epoch = 0
+        self.max_epoch = cfg.OPTIM.MAX_EPOCH
+        self.output_dir = Path(cfg.OUTPUT_DIR)
+        self.best_result: float | None = None
+        self._writer: SummaryWriter | None = None
+        self.dataset: DatasetBase = DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
+        self.classes = self.dataset.classes
+        set_seed(cfg.SEED)
+        self.build_model()
+
+    # What a method fills in -------------------------------------------------------------------------------------
+
+    def check_cfg(self, cfg) -> None:
+        """Check the config; a method adds its own keys' checks to these."""
+        check_cfg(cfg)
+
+    def precision(self) -> str:
+        """Return the run's precision, one of PRECISIONS."""
+        return "fp32"
+
+    def build_model(self) -> None:
+        """Build and register what learns, and set the preprocessing."""
+        raise TypeError(f"{type(self).__name__} defines no build_model")
+
+    def forward_backward(self, *batches: dict) -> dict[str, float | torch.Tensor]:
+        """Take one step and return what the log shows of it."""
+        raise TypeError(f"{type(self).__name__} defines no forward_backward")
+
+    def test(self, split: str | None = None) -> float:
+        """Evaluate on a split and return its accuracy in percent."""
+        raise TypeError(f"{type(self).__name__} defines no test")
+
+    def checkpoint_meta(self) -> dict:
+        """Return the plain values that go into every checkpoint."""
+        return {
+            "trainer": type(self).__name__,
+            "classes": [[info.key, info.name] for info in self.classes],
+            "seconds": self.elapsed(),
+            "best_result": self.best_result,
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+        }
+
+    # The loop ---------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Train from scratch or from the last complete epoch in the run's folder, then test."""
+        self.before_train()
+        for epoch in range(self.start_epoch, self.max_epoch):
+            self.epoch = epoch
+            self.before_epoch()
+            self.run_epoch()
+            self.after_epoch()
+        self.after_train()
+
+    def before_train(self) -> None:
+        """Resume where a checkpoint is, open tensorboard's writer and the data streams."""
+        self.dataset.require_training()
+        self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
+        self.num_batches = self.steps_per_epoch()
+        self.time_start = time.time()
+        self.streams: list[Iterator[dict]] = []
+        if self.start_epoch < self.max_epoch:
+            self.streams = self.train_streams(self.start_epoch * self.num_batches)
+        if self.accelerator.is_main_process:
+            purge = self.start_epoch * self.num_batches
+            self._writer = SummaryWriter(str(self.output_dir / "tensorboard"), purge_step=purge)
+        total = self.max_epoch * self.num_batches
+        self.bar = tqdm(total=total, initial=self.start_epoch * self.num_batches, unit="step", disable=None)
+
+    def resume_model_if_exist(self, directory: str | Path) -> int:
+        """Restore the last complete epoch found in `directory` and return its number, 0 without any.
+
+        Raises:
+            CheckpointError: RESUME names a folder without checkpoints, or the checkpoint is of other classes.
+        """
+        epoch = self.common_epoch(directory)
+        if epoch is None:
+            if self.cfg.RESUME:
+                raise CheckpointError(f"RESUME: {directory} holds no checkpoint of {', '.join(self.get_model_names())}")
+            print("No checkpoint found, train from scratch")
+            return 0
+        print(f"Found checkpoint at {directory} (will resume training)")
+        meta = self.load_model(directory, epoch, train_state=True)
+        self.check_classes(meta, directory)
+        self.elapsed_before, self.best_result = meta.get("seconds", 0.0), meta.get("best_result")
+        if self.accelerator.scaler and meta.get("scaler"):
+            self.accelerator.scaler.load_state_dict(meta["scaler"])
+        return epoch
+
+    def check_classes(self, meta: dict, where: str | Path) -> None:
+        """Check that a checkpoint was trained on this run's classes.
+
+        Raises:
+            CheckpointError: names how many and which differ.
+        """
+        saved = [tuple(pair) for pair in meta.get("classes", [])]
+        own = [(info.key, info.name) for info in self.classes]
+        if saved and saved != own:
+            differ = [f"{a} there, {b} here" for a, b in zip(saved, own, strict=False) if a != b][:3]
+            raise CheckpointError(
+                f"{where}: the checkpoint knows {len(saved)} classes, the data set {len(own)}; "
+                f"first differences: {'; '.join(differ) or 'only the number'}"
+            )
+
+    def before_epoch(self) -> None:
+        """Make an epoch's random draws a function of (seed, epoch), so that a resumed run repeats them."""
+        set_seed(self.cfg.SEED * 100_003 + self.epoch)
+        self.set_model_mode("train")
+
+    def run_epoch(self) -> None:
+        """Run one epoch."""
+        losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
+        end = time.time()
+        for batch_idx in range(self.num_batches):
+            self.batch_idx = batch_idx
+            batches = [next(stream) for stream in self.streams]
+            data_time.update(time.time() - end)
+            losses.update(self.forward_backward(*batches))
+            batch_time.update(time.time() - end)
+            self.bar.update()
+            self.report_step(losses, batch_time, data_time)
+            end = time.time()
+        self.update_lr()
+
+    def report_step(self, losses: MetricMeter, batch_time: AverageMeter, data_time: AverageMeter) -> None:
+        """Print Dassl's line and write tensorboard's scalars every TRAIN.PRINT_FREQ steps and at the epoch's end."""
+        last = self.batch_idx + 1 == self.num_batches
+        if (self.batch_idx + 1) % max(1, self.cfg.TRAIN.PRINT_FREQ) and not last:
+            return
+        step = self.epoch * self.num_batches + self.batch_idx
+        remaining = self.max_epoch * self.num_batches - step - 1
+        eta = datetime.timedelta(seconds=int(batch_time.avg * remaining))
+        print(
+            f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}] "
+            f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) data {data_time.val:.3f} ({data_time.avg:.3f}) "
+            f"{losses} lr {self.get_current_lr():.4e} eta {eta}"
+        )
+        for name, meter in losses.meters.items():
+            self.write_scalar(f"train/{name}", meter.avg, step)
+        self.write_scalar("train/lr", self.get_current_lr(), step)
+
+    def after_epoch(self) -> None:
+        """Validate where asked and save; the epoch before last is dropped once this one is safe."""
+        done, freq = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
+        if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST:
+            self.keep_best(done)
+        if not self.accelerator.is_main_process:
+            return
+        self.save_model(done, self.output_dir, self.checkpoint_meta())
+        if done > 1 and not (freq > 0 and (done - 1) % freq == 0):
+            self.drop_checkpoint(done - 1, self.output_dir)
+
+    def keep_best(self, done: int) -> None:
+        """Save the model as the best one if its validation accuracy is."""
+        result = self.test("val")
+        if self.best_result is None or result > self.best_result:
+            self.best_result = result
+            if self.accelerator.is_main_process:
+                self.save_model(done, self.output_dir, self.checkpoint_meta(), val_result=result, best=True)
+
+    def after_train(self) -> None:
+        """Test the last or the best model and close the writers."""
+        self.bar.close()
+        print("Finish training")
+        if not self.cfg.TEST.NO_TEST:
+            if self.cfg.TEST.FINAL_MODEL == "best_val":
+                print("Deploy the model with the best val performance")
+                self.load_model(self.output_dir)
+            else:
+                print("Deploy the last-epoch model")
+            self.test()
+        print(f"Elapsed: {datetime.timedelta(seconds=round(self.elapsed()))}")
+        if self._writer is not None:
+            self._writer.close()
+
+    # Steps ------------------------------------------------------------------------------------------------------
+
+    def model_backward_and_update(self, loss: torch.Tensor) -> None:
+        """Take one optimizer step on `loss` with every registered optimizer.
+
+        Raises:
+            TrainingError: the loss is infinite or NaN.
+        """
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at epoch {self.epoch + 1}, step {self.batch_idx + 1}; lower OPTIM.LR "
+                "or TRAINER.DHO.OPTIM.LR, or use another TRAINER.*.PREC"
+            )
+        optims = [optim for optim in self._optims.values() if optim is not None]
+        for optim in optims:
+            optim.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        scaler = self.accelerator.scaler
+        for optim in optims:
+            if scaler is None:
+                optim.step()
+            else:
+                scaler.step(optim)
+        if scaler is not None:  # once for all optimizers: an update in between would unscale the next ones wrongly
+            scaler.update()
+
+    def set_model_mode(self, mode: str) -> None:
+        """Put every registered model into "train" or "eval" mode."""
+        for model in self._models.values():
+            model.train(mode == "train")
+
+    def write_scalar(self, tag: str, value: float, step: int) -> None:
+        """Write a scalar to tensorboard, where there is a writer."""
+        if self._writer is not None:
+            self._writer.add_scalar(tag, value, step)
+
+    def elapsed(self) -> float:
+        """Return the seconds spent in training so far, those of interrupted runs included."""
+        return self.elapsed_before + time.time() - getattr(self, "time_start", time.time())
+
+
+class TrainerXU(TrainerX):
+    """Training on labeled images and, where `uses_unlabeled`, on a second stream drawn from D(l) and D(u) together."""
+
+    def uses_unlabeled(self) -> bool:
+        """Say whether the second stream is drawn."""
+        return True
+
+    def train_streams(self, start_step: int) -> list[Iterator[dict]]:
+        """Return the labeled stream and, where it is used, the unlabeled one (DHO, Algorithm 1, line 7)."""
+        streams = super().train_streams(start_step)
+        if self.uses_unlabeled():
+            union = [*self.dataset.train_x, *self.dataset.train_u]
+            streams.append(self.train_stream("train_u", union, self.unlabeled_batch_size(), start_step))
+        return streams

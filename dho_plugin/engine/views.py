@@ -1,0 +1,195 @@
+"""Replayable views: which part of an image a model sees is a pure function of (seed, image index, view number).
+
+Nothing here keeps a random state, so a view is the same in any process, worker, epoch order or resumed run, and a
+teacher's outputs can be stored once and replayed.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+CROP_TRIES = 10
+_DRAWS_PER_TRY = 4
+_VIEW_STREAM = 0
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How one set of weights wants its pixels; it comes with the loaded CLIP.
+
+    Attributes:
+        size: side of the square input in pixels.
+        mean: mean of R, G, B on the scale 0..1.
+        std: standard deviation of R, G, B on the scale 0..1.
+        interpolation: filter of the antialiased resize.
+        resize_mode: at evaluation, "shortest" resizes the shorter side and crops the center; "squash" ignores the
+            aspect ratio.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "squash"] = "shortest"
+
+
+class View(NamedTuple):
+    """A crop of the original image, in its integer pixels, and whether it is mirrored."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    flip: bool
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """Which views a run draws; with an image's index and a view number it fixes a view.
+
+    Attributes:
+        seed: seed of all views (`INPUT.VIEW_SEED`), >= 0.
+        scale: smallest and largest area of the crop, as a share of the image's (`INPUT.RRCROP_SCALE`).
+        ratio: smallest and largest width / height of the crop.
+        crop: False takes the central square of the image instead.
+        flip: whether every second view is mirrored.
+    """
+
+    seed: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop: bool = True
+    flip: bool = True
+
+    def draw(self, index: int, view: int, width: int, height: int) -> View:
+        """Draw one view: `draw_view` with this run's settings."""
+        options = {"scale": self.scale, "ratio": self.ratio, "crop": self.crop, "flip": self.flip}
+        return draw_view(self.seed, index, view, width, height, **options)
+
+
+def random_bits(seed: int, stream: int, n: int, *counter: int) -> np.ndarray:
+    """Return n counter-based random words: the same for the same arguments, on any machine.
+
+    Only Philox's raw output is used, which NumPy keeps stable; its distributions may change between versions.
+
+    Args:
+        seed: 0 <= seed < 2**64.
+        stream: number of the independent stream, 0 <= stream < 2**64.
+        n: how many words.
+        counter: up to three numbers >= 0 that say which block of the stream.
+
+    Returns:
+        uint64 array (n,).
+    """
+    words = (0, *counter, *[0] * (3 - len(counter)))  # the first word counts the words that are drawn
+    bits = np.random.Philox(
+        key=np.array([seed, stream], dtype=np.uint64), counter=np.array(words, dtype=np.uint64)
+    ).random_raw(n)
+    return np.asarray(bits, dtype=np.uint64)
+
+
+def draw_view(
+    seed: int,
+    index: int,
+    view: int,
+    width: int,
+    height: int,
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    crop: bool = True,
+    flip: bool = True,
+) -> View:
+    """Draw the view with number `view` of one image, by the procedure of torchvision's RandomResizedCrop.
+
+    Args:
+        seed: seed of all views of a run (`INPUT.VIEW_SEED`), >= 0.
+        index: the image's number in the full listing of its split, >= 0.
+        view: which view of this image, 0, 1, 2, ...
+        width: width of the image in pixels.
+        height: height of the image in pixels.
+        scale: smallest and largest area of the crop, as a share of the image's.
+        ratio: smallest and largest width / height of the crop.
+        crop: False takes the central square of the image instead.
+        flip: whether every second view is mirrored.
+
+    Returns:
+        The crop in pixels of the image, and the flip.
+    """
+    bits = random_bits(seed, _VIEW_STREAM, 1 + CROP_TRIES * _DRAWS_PER_TRY, index, view)
+    first, *draws = ((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53).tolist()
+    # The flip has its own draw, so that it does not depend on how many tries the crop takes.
+    mirrored = flip and first < 0.5
+    if not crop:
+        return View(*_central_box(width, height, (1.0, 1.0)), mirrored)
+    return View(*_random_box(draws, width, height, scale, ratio), mirrored)
+
+
+def _random_box(draws, width, height, scale, ratio) -> tuple[int, int, int, int]:
+    log_ratio = math.log(ratio[0]), math.log(ratio[1])
+    for start in range(0, len(draws), _DRAWS_PER_TRY):
+        u_area, u_ratio, u_left, u_top = draws[start : start + _DRAWS_PER_TRY]
+        area = width * height * (scale[0] + u_area * (scale[1] - scale[0]))
+        aspect = math.exp(log_ratio[0] + u_ratio * (log_ratio[1] - log_ratio[0]))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(u_left * (width - w + 1)), int(u_top * (height - h + 1)), w, h
+    return _central_box(width, height, ratio)
+
+
+def _central_box(width: int, height: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+    """Return the largest central box whose width / height lies within `ratio`."""
+    w, h = width, height
+    if width / height < min(ratio):
+        h = max(1, round(w / min(ratio)))
+    elif width / height > max(ratio):
+        w = max(1, round(h * max(ratio)))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def apply_view(image: Image.Image, view: View, pre: Preprocess) -> torch.Tensor:
+    """Cut a view out of an image, resize it with antialiasing, mirror and normalize it.
+
+    Args:
+        image: RGB image of the size that the view was drawn for.
+        view: the crop and flip.
+        pre: size, filter and normalization of the model that will see it.
+
+    Returns:
+        float32 (3, S, S).
+    """
+    # Crop first: `Image.resize(box=...)` would let pixels outside the view bleed into its border.
+    size = [pre.size, pre.size]
+    image = F.resized_crop(image, view.top, view.left, view.height, view.width, size, _filter(pre))
+    return _normalize(F.horizontal_flip(image) if view.flip else image, pre)
+
+
+def eval_transform(image: Image.Image, pre: Preprocess) -> torch.Tensor:
+    """Prepare an image for evaluation as CLIP does: resize, center crop, normalize.
+
+    Args:
+        image: RGB image.
+        pre: size, filter, resize mode and normalization of the model that will see it.
+
+    Returns:
+        float32 (3, S, S).
+    """
+    square = [pre.size, pre.size]
+    if pre.resize_mode == "squash":
+        return _normalize(F.resize(image, square, _filter(pre)), pre)
+    return _normalize(F.center_crop(F.resize(image, [pre.size], _filter(pre)), square), pre)
+
+
+def _filter(pre: Preprocess) -> InterpolationMode:
+    return InterpolationMode(pre.interpolation)
+
+
+def _normalize(image: Image.Image, pre: Preprocess) -> torch.Tensor:
+    tensor = F.to_dtype(F.pil_to_tensor(image).contiguous(), torch.float32, scale=True)
+    return F.normalize(tensor, list(pre.mean), list(pre.std), inplace=True)

@@ -1,0 +1,158 @@
+"""Evaluation of both heads: logits once, metrics from them, shifted test sets, results.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dho_plugin.core.inference import interpolate, search_alpha_beta
+from dho_plugin.data.subsets import columns
+from dho_plugin.engine.config import as_plain, dataset_label
+from dho_plugin.engine.data import ClassInfo, DatasetBase, Datum, EvalDataset
+from dho_plugin.engine.evaluator import TestLogits, confusion_matrix, per_class_lines, result_lines, score
+from dho_plugin.engine.files import write_json
+from dho_plugin.engine.loaders import eval_loader
+from dho_plugin.engine.logger import peak_memory_mb, versions
+from dho_plugin.engine.registry import DATASET_REGISTRY
+from dho_plugin.errors import ConfigError, DataError
+
+
+class HeadEvaluation:
+    """The part of a DHO trainer that evaluates; every image is counted once."""
+
+    alpha_beta: tuple[float, float] | None = None  # found on validation data
+    config_name = ""  # the method config's file name, for the table
+
+    def model_inference(self, images: Tensor) -> Tensor:
+        """Return log p of Eq. 11, (B, C) float32, for images (B, 3, H, W)."""
+        logits_ce, logits_kd, _ = self.net(images)
+        return interpolate(logits_ce, logits_kd, *self.mixing()).log()
+
+    def mixing(self) -> tuple[float, float]:
+        """Return (alpha, beta): found on validation data, else the config's."""
+        return self.alpha_beta or (self.cfg.TRAINER.DHO.ALPHA, self.cfg.TRAINER.DHO.BETA)
+
+    @torch.no_grad()
+    def head_logits(self, items: Sequence[Datum], classes: Sequence[ClassInfo], title: str) -> TestLogits:
+        """Run the model over images once and keep both heads' logits, cut to the columns of `classes`.
+
+        Raises:
+            DataError: the model was not trained on one of the classes.
+        """
+        self.net.eval()
+        keep = columns([c.key for c in self.classes], [c.key for c in classes])
+        dataset = EvalDataset(items, self.student_preprocess, unreadable=self.cfg.DATASET.UNREADABLE)
+        loader = self.cfg.DATALOADER
+        batches = eval_loader(dataset, loader.TEST.BATCH_SIZE, workers=loader.NUM_WORKERS, device=self.device)
+        ce, kd, labels = [], [], []
+        for batch in tqdm(batches, desc=title, unit="batch", disable=None):
+            logits_ce, logits_kd, _ = self.net(self.to_device(batch)["img"])
+            ce.append(logits_ce.float().cpu()[:, keep])
+            kd.append(None if logits_kd is None else logits_kd.float().cpu()[:, keep])
+            labels.append(batch["label"].cpu())
+        both = None if self.kd_head is None else torch.cat(kd)
+        return TestLogits(torch.cat(ce), both, torch.cat(labels), tuple(c.name for c in classes))
+
+    def evaluate(self, dataset: DatasetBase) -> dict[str, float]:
+        """Score the model on a data set's test images; their logits are kept under `logits/` in the run's folder."""
+        stored = self.head_logits(dataset.test, dataset.classes, dataset.test_name)
+        if self.accelerator.is_main_process:
+            stored.save(self.output_dir / "logits" / f"{dataset.test_name}.safetensors")
+        return score(stored, *self.mixing()) | self.class_report(stored)
+
+    def class_report(self, stored: TestLogits) -> dict[str, float]:
+        """Print the per-class report and store the confusion matrix where TEST.* asks for them."""
+        if self.cfg.TEST.COMPUTE_CMAT and self.accelerator.is_main_process:
+            path = self.output_dir / "cmat.pt"
+            torch.save(confusion_matrix(stored, *self.mixing()), path)
+            print(f"Confusion matrix is saved to {path}")
+        if not self.cfg.TEST.PER_CLASS_RESULT:
+            return {}
+        lines, average = per_class_lines(stored, *self.mixing())
+        print(lines)
+        return {"perclass_accuracy": average}
+
+    def test(self, split: str | None = None) -> float:
+        """Evaluate on "val" or "test" (default TEST.SPLIT), print the hosts' result lines, return the accuracy in %.
+
+        Raises:
+            ConfigError: there is no validation split to evaluate on.
+        """
+        split = split or self.cfg.TEST.SPLIT
+        if split == "test" and self.dho and self.cfg.TRAINER.DHO.SEARCH and self.alpha_beta is None:
+            self.search_mixing()
+        print(f"Evaluate on the *{split}* set")
+        if split == "val":
+            name, metrics = "validation", score(self.validation_logits(), *self.mixing())
+        else:
+            name, metrics = self.dataset.test_name, self.evaluate(self.dataset)
+        self.metrics = {name: metrics}
+        print(result_lines(metrics))
+        for key, value in metrics.items():
+            self.write_scalar(f"{split}/{key}", value, self.epoch)
+        return metrics["accuracy"]
+
+    def validation_logits(self) -> TestLogits:
+        """Return both heads' logits on the validation split, and keep them for the search of alpha and beta.
+
+        Raises:
+            ConfigError: there is no validation split; nothing is ever chosen on test data.
+        """
+        if not self.dataset.val:
+            raise ConfigError(
+                f"{self.cfg.DATASET.NAME} has no validation split and nothing is chosen on test data: set "
+                "DATASET.NUM_VAL_SHOTS above 0, or use TEST.FINAL_MODEL last_step, TEST.SPLIT test and "
+                "TRAINER.DHO.SEARCH False"
+            )
+        stored = self.head_logits(self.dataset.val, self.dataset.classes, "validation")
+        if self.accelerator.is_main_process:
+            stored.save(self.output_dir / "logits" / "validation.safetensors")
+        return stored
+
+    def search_mixing(self) -> None:
+        """Choose alpha and beta on the validation split (DHO, section 3.2)."""
+        stored = self.validation_logits().readable()
+        found = search_alpha_beta(stored.logits_ce, stored.logits_kd, stored.labels)
+        self.alpha_beta = (found.alpha, found.beta)
+        print(
+            f"alpha {found.alpha}, beta {found.beta}: {found.accuracy:.1f}% on {len(stored.labels)} validation images"
+        )
+
+    def test_shifted(self) -> None:
+        """Score the model on the data sets of TEST.SHIFTED; one that is not on disk is named and left out."""
+        for name in self.cfg.TEST.SHIFTED:
+            try:
+                dataset = DATASET_REGISTRY.get(name)(self.cfg)
+            except DataError as error:
+                print(f"{name} is left out: {error}")
+                continue
+            self.metrics[dataset.test_name] = self.evaluate(dataset)
+            print(result_lines(self.metrics[dataset.test_name], dataset.test_name))
+
+    def write_results(self, path: str | Path | None = None) -> None:
+        """Write results.json, the last act of a run: where it lies, the run is complete."""
+        if not self.accelerator.is_main_process:
+            return
+        alpha, beta = self.mixing() if self.dho else (None, None)
+        content = {
+            "trainer": type(self).__name__,
+            "method": self.display_name(),
+            "dataset": dataset_label(self.cfg),
+            "shots": self.cfg.DATASET.NUM_SHOTS if self.get_model_names() else None,
+            "seed": self.cfg.SEED if self.get_model_names() else None,
+            "unlabeled": self.uses_unlabeled(),
+            "teacher": self.teacher_label,
+            "alpha": alpha,
+            "beta": beta,
+            "metrics": self.metrics,
+            "config_name": self.config_name,
+            "seconds": round(self.elapsed(), 1),
+            "peak_memory_mb": round(peak_memory_mb(self.device), 1),
+            "versions": versions(),
+            "config": as_plain(self.cfg),
+        }
+        write_json(path or self.output_dir / "results.json", content)

@@ -1,0 +1,124 @@
+"""Learnable text prompts: CoOp's context vectors around the class names."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dho_plugin.errors import CheckpointError, ConfigError
+from dho_plugin.models.text_tower import TextTower
+
+POSITIONS = ("end", "middle", "front")
+
+
+class PromptLearner(nn.Module):
+    """Context vectors learned in the place of a prompt's words (CoOp, Eq. 2-4).
+
+    `state_dict` has the original's keys `ctx`, `token_prefix` and `token_suffix`; when loading, the latter two are
+    ignored, because they follow from the class names of this run.
+
+    Args:
+        classnames: C names; "_" reads as a space.
+        tower: the text tower, for its tokenizer and token embeddings.
+        n_ctx: number of context vectors, unless `ctx_init` says it.
+        ctx_init: words whose embeddings the context starts from; "" draws from N(0, 0.02^2).
+        class_specific: one context per class instead of one for all.
+        position: where the class name stands: "end", "middle" (after n_ctx // 2 vectors) or "front".
+
+    Raises:
+        ConfigError: a prompt does not fit the context length, or an argument is not allowed.
+    """
+
+    def __init__(
+        self,
+        classnames: Sequence[str],
+        tower: TextTower,
+        *,
+        n_ctx: int = 16,
+        ctx_init: str = "",
+        class_specific: bool = False,
+        position: str = "end",
+    ):
+        super().__init__()
+        names = [name.replace("_", " ") for name in classnames]
+        _check(n_ctx, ctx_init, class_specific, position)
+        ctx = _embedded_words(ctx_init, tower) if ctx_init else _random(len(names), n_ctx, tower.width, class_specific)
+        self.ctx = nn.Parameter(ctx)
+        tokens = tower.tokenizer([f"{name}." for name in names])
+        eot = tower.eot(tokens) + self.n_ctx
+        _check_length(names, eot, tower.context_length, self.n_ctx)
+        with torch.no_grad():
+            embedding = tower.embed(tokens.to(tower.positional_embedding.device))
+        self.register_buffer("token_prefix", embedding[:, :1].clone())
+        self.register_buffer("token_suffix", embedding[:, 1 : tower.context_length - self.n_ctx].clone())
+        self.register_buffer("eot", eot.to(embedding.device), persistent=False)
+        name_lengths = tower.eot(tower.tokenizer(names)) - 1
+        order = None if position == "end" else _order(name_lengths, self.n_ctx, tower.context_length, position)
+        self.register_buffer("order", None if order is None else order.to(embedding.device), persistent=False)
+        self.register_load_state_dict_pre_hook(_keep_own_tokens)
+
+    @property
+    def n_ctx(self) -> int:
+        """Number of context vectors."""
+        return self.ctx.shape[-2]
+
+    def forward(self) -> Tensor:
+        """Return the prompts' embeddings (C, L, W), without positions; the feature is read at `self.eot` (C,)."""
+        n_classes = self.token_prefix.shape[0]
+        ctx = self.ctx if self.ctx.dim() == 3 else self.ctx.expand(n_classes, -1, -1)
+        prompts = torch.cat([self.token_prefix, ctx, self.token_suffix], dim=1)
+        if self.order is None:
+            return prompts
+        return prompts.gather(1, self.order.unsqueeze(-1).expand_as(prompts))
+
+
+def _check(n_ctx: int, ctx_init: str, class_specific: bool, position: str) -> None:
+    if position not in POSITIONS:
+        raise ConfigError(f"TRAINER.COOP.CLASS_TOKEN_POSITION: {position!r}; allowed: {', '.join(POSITIONS)}")
+    if not ctx_init and n_ctx < 1:
+        raise ConfigError(f"TRAINER.COOP.N_CTX: {n_ctx}; it must be at least 1")
+    if ctx_init and class_specific:
+        raise ConfigError("TRAINER.COOP.CSC is True, but CTX_INIT starts one context for all classes: set one of them")
+
+
+def _embedded_words(words: str, tower: TextTower) -> Tensor:
+    tokens = tower.tokenizer([words.replace("_", " ")])
+    with torch.no_grad():
+        embedding = tower.embed(tokens.to(tower.positional_embedding.device))
+    return embedding[0, 1 : tower.eot(tokens).item()].clone()
+
+
+def _random(n_classes: int, n_ctx: int, width: int, class_specific: bool) -> Tensor:
+    shape = (n_classes, n_ctx, width) if class_specific else (n_ctx, width)
+    return nn.init.normal_(torch.empty(shape), std=0.02)
+
+
+def _check_length(names: list[str], eot: Tensor, context_length: int, n_ctx: int) -> None:
+    longest = int(eot.argmax())
+    if eot[longest] >= context_length:
+        raise ConfigError(
+            f"TRAINER.COOP.N_CTX: {n_ctx} context tokens and class {names[longest]!r} do not fit the context length of "
+            f"{context_length} tokens: lower N_CTX (or shorten CTX_INIT)"
+        )
+
+
+def _order(name_lengths: Tensor, n_ctx: int, length: int, position: str) -> Tensor:
+    """Return (C, L) int64: where each token of the prompt lies in [start, context, name, rest]."""
+    before = 0 if position == "front" else n_ctx // 2
+    slot = torch.arange(length).expand(len(name_lengths), -1)
+    name_end = 1 + before + name_lengths.unsqueeze(1)
+    in_name = (slot > before) & (slot < name_end)
+    after_name = (slot >= name_end) & (slot < name_end + n_ctx - before)
+    moved = torch.where(in_name, slot + n_ctx - before, slot)
+    return torch.where(after_name, slot - name_lengths.unsqueeze(1), moved)
+
+
+def _keep_own_tokens(module: PromptLearner, state: dict[str, Tensor], prefix: str, *_) -> None:
+    ctx = state.get(prefix + "ctx")
+    if ctx is not None and ctx.shape != module.ctx.shape:
+        raise CheckpointError(
+            f"the checkpoint's ctx is {tuple(ctx.shape)}, this run's {tuple(module.ctx.shape)}: TRAINER.COOP.N_CTX, "
+            f"CSC, CTX_INIT, MODEL.BACKBONE.NAME and (with CSC) the classes must be those of the checkpoint"
+        )
+    for name in ("token_prefix", "token_suffix"):
+        state[prefix + name] = getattr(module, name)

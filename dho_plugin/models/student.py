@@ -1,0 +1,62 @@
+"""What a method says of itself (its student), and student and KD head as one module."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Student(nn.Module):
+    """What a method says of itself: features, the CE path on them, which parts learn, and any loss of its own.
+
+    A method's student overrides `features`, `logits_ce` and `learnable`; `extra_loss` only where it has one.
+
+    Attributes:
+        feature_dim: D.
+    """
+
+    feature_dim: int
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the features g(x), (B, D), of images (B, 3, H, W)."""
+        raise TypeError(f"{type(self).__name__} defines no features")
+
+    def logits_ce(self, features: Tensor) -> Tensor:
+        """Return h_CE(z), (B, C) float32, of features (B, D)."""
+        raise TypeError(f"{type(self).__name__} defines no logits_ce")
+
+    def learnable(self) -> dict[str, nn.Module]:
+        """Return the modules that learn, under the names of their checkpoints."""
+        raise TypeError(f"{type(self).__name__} defines no learnable")
+
+    def extra_loss(self, images: Tensor, features: Tensor, logits_ce: Tensor) -> Tensor | None:
+        """Return a further loss term on the labeled batch, or None."""
+        return None
+
+
+class DualHeadNet(nn.Module):
+    """Student and KD head as one module, so that one call gives all logits of a step.
+
+    Args:
+        student: the method's student.
+        kd_head: h_KD on the student's features; None without DHO.
+    """
+
+    def __init__(self, student: Student, kd_head: nn.Module | None):
+        super().__init__()
+        self.student, self.kd_head = student, kd_head
+
+    def forward(self, images: Tensor, n_labeled: int | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Run the labeled images and, after them, the unlabeled ones through the student once.
+
+        Args:
+            images: (B + B', 3, H, W), labeled ones first.
+            n_labeled: B; None when all of them want CE logits.
+
+        Returns:
+            logits_ce (B, C); logits_kd (B + B', C) or None; the student's extra loss or None.
+        """
+        z = self.student.features(images)
+        labeled = z[:n_labeled]
+        logits_ce = self.student.logits_ce(labeled)
+        extra = self.student.extra_loss(images[:n_labeled], labeled, logits_ce) if self.training else None
+        return logits_ce, None if self.kd_head is None else self.kd_head(z), extra

@@ -1,0 +1,95 @@
+"""CLIP's text transformer on prompt embeddings: the plain path over the whole context length."""
+
+import open_clip
+from open_clip.hf_model import HFTextEncoder
+from torch import Tensor, arange, nn
+
+from dho_plugin.errors import ConfigError
+from dho_plugin.models.clip import LoadedCLIP
+
+
+class TextTower(nn.Module):
+    """The frozen text tower of a CLIP, taking embeddings instead of tokens; it shares the CLIP's parameters.
+
+    Args:
+        clip: a CLIP whose text feature is read at the end-of-text token.
+
+    Raises:
+        ConfigError: the tower has no such token.
+    """
+
+    def __init__(self, clip: LoadedCLIP):
+        super().__init__()
+        text = _tower_of(clip)
+        self.token_embedding = text.token_embedding
+        self.positional_embedding = text.positional_embedding
+        self.transformer = text.transformer
+        self.ln_final = text.ln_final
+        self.text_projection = text.text_projection
+        self.register_buffer("attn_mask", text.attn_mask, persistent=False)
+        self.eos_id = _eos_id(text)
+        self.tokenizer = clip.tokenizer
+
+    @property
+    def context_length(self) -> int:
+        """Longest prompt L in tokens, with start and end."""
+        return self.positional_embedding.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Width W of a token embedding."""
+        return self.positional_embedding.shape[1]
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the token embeddings (N, L, W), without positions, of tokens (N, L) int64."""
+        return self.token_embedding(tokens)
+
+    def eot(self, tokens: Tensor) -> Tensor:
+        """Return the position (N,) int64 of the end-of-text token in tokens (N, L) int64."""
+        marks = tokens if self.eos_id is None else (tokens == self.eos_id).int()
+        return marks.argmax(dim=-1)
+
+    def forward(self, prompts: Tensor, eot: Tensor) -> Tensor:
+        """Encode prompt embeddings as the CLIP encodes text.
+
+        Args:
+            prompts: (N, L, W) embeddings without positions.
+            eot: (N,) int64, position of the end-of-text token.
+
+        Returns:
+            (N, D) text features, not normalized.
+        """
+        x = prompts + self.positional_embedding
+        x = self.ln_final(self.transformer(x, attn_mask=self.attn_mask))
+        x = x[arange(x.shape[0], device=x.device), eot]
+        if self.text_projection is None:
+            return x
+        return self.text_projection(x) if isinstance(self.text_projection, nn.Linear) else x @ self.text_projection
+
+
+def _tower_of(clip: LoadedCLIP) -> nn.Module:
+    text = getattr(clip.model, "text", clip.model)
+    if isinstance(text, HFTextEncoder):
+        raise _refusal(clip, "its text tower comes from another library")
+    if isinstance(clip.model, open_clip.CoCa) or getattr(text, "cls_emb", None) is not None:
+        raise _refusal(clip, "its text tower appends a class token")
+    if _pool_type(text) not in ("argmax", "eos"):
+        raise _refusal(clip, f"its text feature is pooled by {_pool_type(text)!r}, not at the end-of-text token")
+    return text
+
+
+def _refusal(clip: LoadedCLIP, reason: str) -> ConfigError:
+    return ConfigError(
+        f"MODEL.BACKBONE.NAME: prompts cannot be learned for {clip.name}: {reason}. Choose a CLIP such as ViT-B/16"
+    )
+
+
+def _pool_type(text: nn.Module) -> str:
+    return text.text_pool_type if hasattr(text, "text_pool_type") else text.pool_type
+
+
+def _eos_id(text: nn.Module) -> int | None:
+    """Return the end token's id, or None where it is the highest id of each prompt."""
+    if _pool_type(text) == "argmax":
+        return None
+    return text.text_eos_id if hasattr(text, "text_eos_id") else text.eos_id

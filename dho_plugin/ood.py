@@ -1,0 +1,114 @@
+"""Score stored logits again at any alpha and beta, without the model: `python -m dho_plugin.ood RUN_DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+from dho_plugin.core.inference import search_alpha_beta
+from dho_plugin.engine.evaluator import TestLogits, score
+from dho_plugin.engine.files import read_json, write_json
+from dho_plugin.errors import CacheError, ConfigError, DHOError
+
+SHIFTED = ("imagenetv2", "imagenet_sketch", "imagenet_r", "imagenet_a")
+COLUMNS = ("accuracy", "ce_head_accuracy", "kd_head_accuracy", "macro_f1", "n")
+
+
+def stored_sets(run_dir: str | Path) -> dict[str, Path]:
+    """Return the stored logits of a run by test set, the paper's order first.
+
+    Raises:
+        CacheError: the run has none.
+    """
+    found = {path.stem: path for path in sorted((Path(run_dir) / "logits").glob("*.safetensors"))}
+    found.pop("validation", None)
+    if not found:
+        raise CacheError(f"{run_dir} holds no stored logits (logits/*.safetensors): train or evaluate it first")
+    order = [name for name in ("val", *SHIFTED) if name in found]
+    return {name: found[name] for name in [*order, *(found.keys() - set(order))]}
+
+
+def search(run_dir: str | Path) -> tuple[float, float]:
+    """Return the (alpha, beta) that are best on the run's stored VALIDATION logits.
+
+    Raises:
+        ConfigError: the run kept no validation split, or has one head only; nothing is chosen on test data.
+    """
+    path = Path(run_dir) / "logits" / "validation.safetensors"
+    if not path.exists():
+        raise ConfigError(
+            f"--search: {path} does not exist. alpha and beta are never chosen on test data: train with "
+            "DATASET.NUM_VAL_SHOTS above 0 and TRAINER.DHO.SEARCH True, or give --alpha and --beta"
+        )
+    stored = TestLogits.load(path).readable()
+    if stored.logits_kd is None:
+        raise ConfigError(f"--search: {run_dir} has no KD head, so there is nothing to mix")
+    found = search_alpha_beta(stored.logits_ce, stored.logits_kd, stored.labels)
+    return found.alpha, found.beta
+
+
+def rescore(run_dir: str | Path, alpha: float | None = None, beta: float | None = None) -> dict[str, dict[str, float]]:
+    """Score every stored test set of a run.
+
+    Args:
+        run_dir: a run's folder.
+        alpha: weight of the CE head; None takes the run's own.
+        beta: temperature of the KD head; None takes the run's own.
+
+    Returns:
+        The metrics of each test set, as in results.json.
+
+    Raises:
+        DHOError: no stored logits, or alpha or beta out of range.
+    """
+    own = read_json(Path(run_dir) / "results.json")
+    alpha = next(a for a in (alpha, own["alpha"], 1.0) if a is not None)
+    beta = next(b for b in (beta, own["beta"], 1.0) if b is not None)
+    return {name: score(TestLogits.load(path), alpha, beta) for name, path in stored_sets(run_dir).items()}
+
+
+def table(metrics: dict[str, dict[str, float]]) -> str:
+    """Return the metrics as a plain table, with the mean of the shifted sets' accuracies where all four are there."""
+    rows = [[name, *(m.get(column) for column in COLUMNS)] for name, m in metrics.items()]
+    if all(name in metrics for name in SHIFTED):
+        rows.append(["OOD mean", sum(metrics[name]["accuracy"] for name in SHIFTED) / len(SHIFTED)])
+    headers = ["test set", "accuracy", "CE head", "KD head", "macro F1", "n"]
+    return tabulate(rows, headers=headers, floatfmt=".1f", missingval="-")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    parser = argparse.ArgumentParser(prog="python -m dho_plugin.ood", description=__doc__)
+    parser.add_argument("run_dir", nargs="+", help="folders of runs (they hold results.json and logits/)")
+    parser.add_argument("--alpha", type=float, help="weight of the CE head in [0, 1]; default: the run's own")
+    parser.add_argument("--beta", type=float, help="temperature of the KD head above 0; default: the run's own")
+    parser.add_argument("--search", action="store_true", help="choose both on the run's stored validation logits")
+    parser.add_argument("--json", help="also write the metrics to this file")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    args = build_parser().parse_args(argv)
+    try:
+        results = {}
+        for run_dir in args.run_dir:
+            alpha, beta = search(run_dir) if args.search else (args.alpha, args.beta)
+            results[run_dir] = rescore(run_dir, alpha, beta)
+            first = next(iter(results[run_dir].values()))
+            mixed = f"alpha {first['alpha']}, beta {first['beta']}" if "alpha" in first else "no KD head"
+            print(f"{run_dir}: {mixed}\n{table(results[run_dir])}\n")
+        if args.json:
+            write_json(args.json, results)
+    except DHOError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Teachers, and the function that builds the one a config asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dho_plugin.engine.data import ClassInfo
+from dho_plugin.engine.views import Preprocess
+from dho_plugin.errors import ConfigError, DataError
+from dho_plugin.models.clip import LoadedCLIP, load_clip
+from dho_plugin.teachers.zeroshot import ZeroShotTeacher
+
+TYPES = ("zero_shot", "placebo")
+
+
+class Teacher(NamedTuple):
+    """A teacher ready for use: (B, 3, H, W) images -> (B, C) logits.
+
+    Attributes:
+        model: the module.
+        preprocess: size and normalization of its images.
+    """
+
+    model: ZeroShotTeacher
+    preprocess: Preprocess
+
+
+def build_teacher(cfg, student: LoadedCLIP, classes: Sequence[ClassInfo], templates: Sequence[str]) -> Teacher:
+    """Build the teacher that `TRAINER.DHO.TEACHER` asks for.
+
+    The placebo is the student's own zero-shot classifier: it knows nothing that the student does not, so what remains
+    of a gain with it is not knowledge of a teacher.
+
+    Raises:
+        ConfigError: unknown TRAINER.DHO.TEACHER.TYPE or model.
+        DataError: TRAINER.DHO.TEACHER.CLASSNAMES names other classes than the student's.
+    """
+    node = cfg.TRAINER.DHO.TEACHER
+    if node.TYPE not in TYPES:
+        raise ConfigError(f"TRAINER.DHO.TEACHER.TYPE is {node.TYPE!r}; allowed: {', '.join(TYPES)}")
+    names = _class_names(node.CLASSNAMES, classes)
+    if node.TYPE == "placebo":
+        clip = student
+    else:
+        clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, key="TRAINER.DHO.TEACHER")
+    return Teacher(ZeroShotTeacher(clip, names, templates, cfg.TRAINER.DHO.ZETA), clip.preprocess)
+
+
+def teacher_label(cfg) -> str:
+    """Return what results call the teacher, as `ViT-L/14@336px (zero-shot)`."""
+    if cfg.TRAINER.DHO.TEACHER.TYPE == "placebo":
+        return f"{cfg.MODEL.BACKBONE.NAME} (placebo)"
+    return f"{cfg.TRAINER.DHO.TEACHER.NAME} (zero-shot)"
+
+
+def _class_names(path: str, classes: Sequence[ClassInfo]) -> list[str]:
+    if not path:
+        return [info.name for info in classes]
+    try:
+        with open(path, encoding="utf-8") as file:
+            given = dict(line.split(maxsplit=1) for line in file.read().splitlines() if line.strip())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"TRAINER.DHO.TEACHER.CLASSNAMES: {path!r} is not a list of 'key name' lines: {error}"
+        ) from error
+    keys = [info.key for info in classes]
+    missing, surplus = sorted(set(keys) - given.keys()), sorted(given.keys() - set(keys))
+    if missing or surplus:
+        raise DataError(
+            f"TRAINER.DHO.TEACHER.CLASSNAMES: {path!r} names {len(given)} classes, the student has {len(keys)}; "
+            f"the student's {missing[:3]} are missing there and {surplus[:3]} are unknown to the student. "
+            "Teacher and student need the same class list"
+        )
+    return [given[key] for key in keys]

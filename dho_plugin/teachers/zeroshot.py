@@ -1,0 +1,40 @@
+"""The zero-shot teacher: a frozen CLIP with the class prompts' features as its classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dho_plugin.core.heads import CosineHead
+from dho_plugin.models.clip import LoadedCLIP
+from dho_plugin.models.zeroshot import class_features
+
+
+class ZeroShotTeacher(nn.Module):
+    """Logits cos(f_X(x), f_T(t_c)) / zeta of a frozen CLIP (DHO, Eq. 1).
+
+    Args:
+        clip: the teacher.
+        classnames: C names, in the student's class order.
+        templates: prompt templates with one `{}`; their features are averaged.
+        zeta: temperature; 0 takes the one that comes with the weights.
+    """
+
+    def __init__(self, clip: LoadedCLIP, classnames: Sequence[str], templates: Sequence[str], zeta: float = 0.0):
+        super().__init__()
+        self.model = clip.model
+        features = class_features(clip, classnames, templates)
+        self.head = CosineHead(features.shape[1], len(classnames), zeta or clip.zeta, init=features)
+        self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> ZeroShotTeacher:
+        """Stay in evaluation mode: a teacher is never trained."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (B, C) fp32 of images (B, 3, H, W) in the teacher's own size and normalization."""
+        return self.head(F.normalize(self.model.encode_image(images).float(), dim=-1))

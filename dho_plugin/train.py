@@ -1,0 +1,171 @@
+"""The entry point with the hosts' flags: `python -m dho_plugin.train`, installed as `dho-train`."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dho_plugin.engine.config import as_plain, dataset_label, differing_keys, get_cfg_default, merge_file, merge_pairs
+from dho_plugin.engine.files import read_json, write_json
+from dho_plugin.errors import ConfigError, DHOError
+
+# Flags that set one config key each.
+FLAG_KEYS = {
+    "root": "DATASET.ROOT",
+    "output_dir": "OUTPUT_DIR",
+    "resume": "RESUME",
+    "seed": "SEED",
+    "source_domains": "DATASET.SOURCE_DOMAINS",
+    "target_domains": "DATASET.TARGET_DOMAINS",
+    "transforms": "INPUT.TRANSFORMS",
+    "trainer": "TRAINER.NAME",
+    "backbone": "MODEL.BACKBONE.NAME",
+    "head": "MODEL.HEAD.NAME",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of exactly the hosts' flags."""
+    parser = argparse.ArgumentParser(prog="dho-train", description="Train or evaluate a method, with or without DHO.")
+    parser.add_argument("--root", help="path to the data sets")
+    parser.add_argument("--output-dir", help="output directory")
+    parser.add_argument("--resume", help="directory of the checkpoint from which training resumes")
+    parser.add_argument("--seed", type=int, help="0 or more fixes the seed")
+    parser.add_argument("--source-domains", nargs="+", help="source domains for DA/DG")
+    parser.add_argument("--target-domains", nargs="+", help="target domains for DA/DG")
+    parser.add_argument("--transforms", nargs="+", help="data augmentation methods")
+    parser.add_argument("--config-file", default="", help="config file of the method")
+    parser.add_argument("--dataset-config-file", default="", help="config file of the data set")
+    parser.add_argument("--trainer", help="name of the trainer, such as CoOp_DHO")
+    parser.add_argument("--backbone", help="name of the backbone, such as ViT-B/16")
+    parser.add_argument("--head", help="name of the head")
+    parser.add_argument("--eval-only", action="store_true", help="evaluation only")
+    parser.add_argument("--model-dir", default="", help="directory of the model to evaluate")
+    parser.add_argument("--load-epoch", type=int, help="epoch of the model to evaluate; default: the best one")
+    parser.add_argument("--no-train", action="store_true", help="build everything, train nothing")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change config options")
+    return parser
+
+
+def setup_cfg(args: argparse.Namespace):
+    """Return the frozen config: defaults < dataset YAML < method YAML < flags < trailing pairs.
+
+    Raises:
+        ConfigError: see `merge_file` and `merge_pairs`.
+    """
+    cfg = get_cfg_default()
+    for path in (args.dataset_config_file, args.config_file):
+        if path:
+            merge_file(cfg, path)
+    for flag, key in FLAG_KEYS.items():
+        value = getattr(args, flag)
+        if value is not None:
+            node, name = key.rsplit(".", 1) if "." in key else ("", key)
+            target = cfg
+            for part in filter(None, node.split(".")):
+                target = target[part]
+            target[name] = tuple(value) if isinstance(value, list) else value
+    merge_pairs(cfg, args.opts)
+    if cfg.SEED < 0:
+        cfg.SEED = draw_seed(cfg.OUTPUT_DIR)
+    cfg.freeze()
+    return cfg
+
+
+def draw_seed(output_dir: str) -> int:
+    """Return a random seed, or the one that an interrupted run in `output_dir` had drawn."""
+    path = Path(output_dir) / "config.json"
+    return read_json(path)["SEED"] if path.exists() else secrets.randbelow(2**31)
+
+
+def claim_output(cfg) -> bool:
+    """Check that OUTPUT_DIR is new or belongs to this very run, and write the config there.
+
+    Returns:
+        Whether the run is complete already.
+
+    Raises:
+        ConfigError: the folder holds a run of another configuration; the message lists what differs.
+    """
+    directory, plain = Path(cfg.OUTPUT_DIR), as_plain(cfg)
+    path = directory / "config.json"
+    if path.exists():
+        differ = differing_keys(plain, read_json(path))
+        if differ:
+            raise ConfigError(
+                f"OUTPUT_DIR {str(directory)!r} belongs to another configuration; choose another --output-dir, or "
+                "delete it to start over. They differ in:\n  " + "\n  ".join(differ)
+            )
+    else:
+        write_json(path, plain)
+    return (directory / "results.json").exists()
+
+
+def print_header(args: argparse.Namespace, cfg) -> None:
+    """Print what the run is, as the hosts do."""
+    from dho_plugin.engine.logger import versions
+
+    print("***************\n** Arguments **\n***************")
+    for name, value in sorted(vars(args).items()):
+        print(f"{name}: {value}")
+    print(f"************\n** Config **\n************\n{cfg}")
+    print("Versions: " + ", ".join(f"{name} {version}" for name, version in versions().items()))
+
+
+def build_trainer(cfg):
+    """Return the trainer that TRAINER.NAME asks for, data and models loaded.
+
+    Raises:
+        ConfigError: unknown trainer or data set; the message lists the known ones.
+    """
+    import dho_plugin.data.imagenet
+    import dho_plugin.trainers  # noqa: F401 (both fill the registries)
+    from dho_plugin.engine.registry import DATASET_REGISTRY, TRAINER_REGISTRY
+
+    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    DATASET_REGISTRY.get(cfg.DATASET.NAME)
+    return trainer(cfg)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Carry out one command line.
+
+    Raises:
+        DHOError: anything that the user can mend.
+    """
+    from dho_plugin.engine.logger import locked, logged_to
+
+    cfg = setup_cfg(args)
+    with locked(cfg.OUTPUT_DIR):
+        if claim_output(cfg) and not args.eval_only:
+            print(f"{cfg.OUTPUT_DIR} is complete (results.json is there): skipped. Delete the folder to run it again.")
+            return
+        with logged_to(cfg.OUTPUT_DIR):
+            print_header(args, cfg)
+            trainer = build_trainer(cfg)
+            trainer.config_name = Path(args.config_file).stem or dataset_label(cfg)
+            if args.eval_only:
+                trainer.load_model(args.model_dir, epoch=args.load_epoch)
+                trainer.test()
+                trainer.test_shifted()
+                trainer.write_results()
+            elif not args.no_train:
+                trainer.train()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; an error that the user can mend is one message, not a traceback."""
+    args = build_parser().parse_args(argv)
+    try:
+        run(args)
+    except DHOError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+# Shared by all scripts (sourced): Python set-up, data, runs over seeds, the table.
+# Settings from the environment: DATA (default data), OUTPUT (default output), SEEDS (default "1 2 3"),
+# JOBS (runs side by side, default 1), PYTHON (interpreter to start from, default python3).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+DATA=${DATA:-data}
+OUTPUT=${OUTPUT:-output}
+SEEDS=${SEEDS:-1 2 3}
+JOBS=${JOBS:-1}
+
+die() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# Use the active Python if it has dho_plugin (and, for tests, their tools); else make .venv with the package in it.
+setup_python() {
+  local extras=$1 needs=$2
+  PYTHON=${PYTHON:-python3}
+  if "$PYTHON" -c "import $needs" 2>/dev/null; then return; fi
+  if [ ! -x .venv/bin/python ]; then
+    command -v "$PYTHON" >/dev/null || die "no $PYTHON found: install Python 3.10 or newer"
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || die "$("$PYTHON" --version) is too old: 3.10 or newer"
+    echo "Creating .venv ..."
+    "$PYTHON" -m venv .venv || die "cannot create .venv: on Debian and Ubuntu, install python3-venv"
+  fi
+  PYTHON=$PWD/.venv/bin/python
+  if "$PYTHON" -c "import $needs" 2>/dev/null; then return; fi
+  echo "Installing dho-plugin and what it needs into .venv (several GB with CUDA; once) ..."
+  "$PYTHON" -m pip install --quiet --disable-pip-version-check -e ".$extras" || die "the installation failed, see above"
+}
+
+# Make the embedded benchmark's images where they are asked for and not there yet.
+prepare_data() {
+  [ "$1" != mini ] || "$PYTHON" -m dho_plugin.data.mini --root "$DATA/mini"
+}
+
+# run_dir DATASET TRAINER CONFIG VARIANT SHOTS SEED
+run_dir() {
+  echo "$OUTPUT/$1/$2/$3_$5shots$4/seed$6"
+}
+
+# train_seeds DATASET SHOTS TRAINER CONFIG VARIANT [KEY VALUE ...]: one run a seed; finished ones are skipped.
+train_seeds() {
+  local dataset=$1 shots=$2 trainer=$3 config=$4 variant=$5 seed
+  shift 5
+  for seed in $SEEDS; do
+    background "$PYTHON" -m dho_plugin.train --root "$DATA" --seed "$seed" --trainer "$trainer" \
+      --dataset-config-file "configs/datasets/$dataset.yaml" \
+      --config-file "configs/trainers/$trainer/$config.yaml" \
+      --output-dir "$(run_dir "$dataset" "$trainer" "$config" "$variant" "$shots" "$seed")" \
+      DATASET.NUM_SHOTS "$shots" "$@"
+  done
+}
+
+# zero_shot DATASET TRAINER CONFIG: evaluate a CLIP as it is.
+zero_shot() {
+  local dir=$OUTPUT/$1/$2/$3
+  if [ -f "$dir/results.json" ]; then
+    echo "$dir is complete (results.json is there): skipped."
+    return
+  fi
+  background "$PYTHON" -m dho_plugin.train --root "$DATA" --seed 1 --trainer "$2" --eval-only \
+    --dataset-config-file "configs/datasets/$1.yaml" --config-file "configs/trainers/$2/$3.yaml" --output-dir "$dir"
+}
+
+# Start a command, with at most JOBS at a time; the first one that fails ends the script.
+background() {
+  if [ "$JOBS" -le 1 ]; then
+    "$@"
+    return
+  fi
+  while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n; done
+  "$@" &
+}
+
+# Wait for everything that `background` started.
+finish_jobs() {
+  while [ -n "$(jobs -p)" ]; do
+    wait -n || die "a run failed, see above; finished runs are kept, and the same command goes on where it stopped"
+  done
+}

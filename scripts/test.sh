@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Lint, format check and all tests: bash scripts/test.sh [pytest arguments]
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+setup_python "[test]" "dho_plugin, pytest, hypothesis, ruff"
+"$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
+"$PYTHON" -m pytest "$@"

@@ -1,0 +1,99 @@
+import open_clip
+import pytest
+import torch
+
+from dho_plugin.engine.views import Preprocess
+from dho_plugin.errors import ConfigError
+from dho_plugin.models.clip import LoadedCLIP
+from dho_plugin.models.mini import MINI_MODELS, build_mini, mini_tokenizer
+from dho_plugin.models.text_tower import TextTower
+
+TEXT = {"context_length": 20, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
+VISION = {"image_size": 16, "patch_size": 8, "width": 64, "layers": 1}
+PROMPTS = ["a dog.", "a photo of a very large cat, sleeping.", ""]
+
+
+def clip_of(model, tokenizer=None):
+    tokenizer = tokenizer or open_clip.SimpleTokenizer(context_length=20)
+    return LoadedCLIP("some-clip", model.eval().requires_grad_(False), tokenizer, Preprocess(16, (0,) * 3, (1,) * 3))
+
+
+def custom(kind=open_clip.CustomTextCLIP, **text):
+    torch.manual_seed(0)
+    return kind(32, open_clip.CLIPVisionCfg(**VISION), open_clip.CLIPTextCfg(**{**TEXT, **text}))
+
+
+def assert_as_encode_text(clip, prompts):
+    tower, tokens = TextTower(clip), clip.tokenizer(prompts)
+    features = tower(tower.embed(tokens), tower.eot(tokens))
+    torch.testing.assert_close(features, clip.model.encode_text(tokens), atol=1e-5, rtol=1e-5)
+    assert features.std(dim=0).mean() > 1e-2  # the prompts are told apart, so the comparison says something
+
+
+def test_openai(tiny_clip):
+    assert_as_encode_text(tiny_clip, PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (open_clip.CLIP, {}),
+        (open_clip.CustomTextCLIP, {}),
+        (open_clip.CustomTextCLIP, {"pool_type": "eos", "eos_id": 49407}),
+        (open_clip.CLIP, {"pool_type": "eos", "eos_id": 49407}),
+        (open_clip.CustomTextCLIP, {"no_causal_mask": True}),
+        (open_clip.CustomTextCLIP, {"proj_bias": True}),
+        (open_clip.CustomTextCLIP, {"proj_type": "none"}),
+        (open_clip.CLIP, {"ls_init_value": 0.5}),
+    ],
+)
+def test_open_clip(kind, text):
+    assert_as_encode_text(clip_of(custom(kind, **text)), PROMPTS)
+
+
+@pytest.mark.parametrize("name", MINI_MODELS)
+def test_mini(name):
+    torch.manual_seed(0)
+    assert_as_encode_text(clip_of(build_mini(name), mini_tokenizer()), ["a photo of a disc.", "a striped star."])
+
+
+def test_published_formulas_in_float64(tiny_clip, reference_text):
+    tower, tokens = TextTower(tiny_clip), tiny_clip.tokenizer(PROMPTS)
+    eot = torch.tensor([row.tolist().index(49407) for row in tokens])
+    assert torch.equal(tower.eot(tokens), eot)
+    prompts = tower.embed(tokens)
+    torch.testing.assert_close(tower(prompts, eot).double(), reference_text(prompts.double(), eot), atol=1e-5, rtol=0)
+
+
+def test_gradient_reaches_the_prompts_only(tiny_clip):
+    tower, tokens = TextTower(tiny_clip), tiny_clip.tokenizer(PROMPTS)
+    prompts = tower.embed(tokens).requires_grad_()
+    tower(prompts, tower.eot(tokens)).sum().backward()
+    assert prompts.grad.abs().sum() > 0
+    assert all(p.grad is None for p in tower.parameters())
+
+
+def test_parameters_are_shared(tiny_clip):
+    tower = TextTower(tiny_clip)
+    assert tower.positional_embedding is tiny_clip.model.positional_embedding
+    assert (tower.context_length, tower.width) == (77, 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [({"pool_type": "last"}, "pooled by 'last'"), ({"embed_cls": True}, "class token")],
+)
+def test_towers_without_a_pooled_end_token_are_refused(text, reason):
+    with pytest.raises(ConfigError, match=rf"MODEL\.BACKBONE\.NAME.*some-clip.*{reason}"):
+        TextTower(clip_of(custom(**text)))
+
+
+def test_tower_of_another_library_is_refused(monkeypatch):
+    class Foreign(torch.nn.Module):
+        pass
+
+    model = custom()
+    model.text = Foreign()
+    monkeypatch.setattr("dho_plugin.models.text_tower.HFTextEncoder", Foreign)
+    with pytest.raises(ConfigError, match="another library"):
+        TextTower(clip_of(model))

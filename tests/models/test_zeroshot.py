@@ -1,0 +1,29 @@
+import numpy as np
+import pytest
+import torch
+
+from dho_plugin.models.templates import IMAGENET_TEMPLATES, templates_for
+from dho_plugin.models.zeroshot import class_features
+
+NAMES = ["dog", "great_white_shark", "missile"]
+
+
+@pytest.mark.parametrize("batch_size", [2, 256])
+def test_mean_over_templates_of_normalized_features(tiny_clip, batch_size):
+    features = class_features(tiny_clip, NAMES, IMAGENET_TEMPLATES, batch_size=batch_size)
+    for k, name in enumerate(["dog", "great white shark", "missile"]):
+        tokens = tiny_clip.tokenizer([template.format(name) for template in IMAGENET_TEMPLATES])
+        each = tiny_clip.model.encode_text(tokens).double().numpy()
+        mean = (each / np.linalg.norm(each, axis=1, keepdims=True)).mean(axis=0)
+        np.testing.assert_allclose(features[k].numpy(), mean / np.linalg.norm(mean), atol=1e-6)
+    assert features.dtype == torch.float32
+    assert not features.requires_grad
+
+
+def test_templates():
+    assert len(templates_for("ImageNetSketch")) == 7
+    assert templates_for("ImageNet", ensemble=False) == ("a photo of a {}.",)
+    assert templates_for("OxfordPets") == ("a photo of a {}, a type of pet.",)
+    assert templates_for("Mini") == ("a photo of a {}.",)
+    names = ["ImageNet", "DescribableTextures", "EuroSAT", "Food101", "UCF101", "FGVCAircraft", "OxfordFlowers"]
+    assert all(template.count("{}") == 1 for name in names for template in templates_for(name))

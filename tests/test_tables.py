@@ -1,0 +1,246 @@
+"""The table: grouping, statistics against the standard library, order, formats and unusable files."""
+
+import csv
+import json
+import re
+import statistics
+
+import pytest
+
+from dho_plugin.tables import build_rows, find_results, format_table, main
+
+SETS = ("val", "imagenetv2", "imagenet_sketch", "imagenet_r", "imagenet_a")
+TEACHER = "mini-teacher (zero-shot)"
+PLACEBO = "mini-student (placebo)"
+
+
+def write(folder, accuracies, **changes):
+    """Write one results.json; `accuracies` in the order of SETS, None leaves a set out."""
+    values = zip(SETS, accuracies, strict=True)
+    result = {
+        "trainer": "CoOp_DHO",
+        "method": "CoOp + DHO",
+        "dataset": "mini",
+        "shots": 16,
+        "seed": 1,
+        "unlabeled": True,
+        "teacher": TEACHER,
+        "config": {"SEED": 1, "MODEL": {"BACKBONE": {"NAME": "mini-student"}}},
+        "config_name": "mini_ep10",
+        "metrics": {name: {"accuracy": value, "n": 10} for name, value in values if value is not None},
+        **changes,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(result))
+
+
+def write_seeds(folder, runs, **changes):
+    for seed, accuracies in runs.items():
+        backbone = {"MODEL": {"BACKBONE": {"NAME": "mini-student"}}}
+        config = {"SEED": seed, "OUTPUT_DIR": f"out/{seed}", **backbone}
+        write(folder / f"seed{seed}", accuracies, **{"seed": seed, "config": config, **changes})
+
+
+def zero_shot(folder, name, accuracies):
+    config = {"MODEL": {"BACKBONE": {"NAME": name}}}
+    nothing = dict.fromkeys(("shots", "seed", "teacher"))
+    method = f"CLIP zero-shot {name}"
+    write(folder, accuracies, trainer="ZeroshotCLIP", method=method, unlabeled=False, config=config, **nothing)
+
+
+BASE = {"trainer": "CoOp", "method": "CoOp", "teacher": None, "unlabeled": False}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A full comparison, in folders whose names sort against the table's order."""
+    write_seeds(tmp_path / "a", {1: [61, 50, 51, 52, 53]}, teacher=PLACEBO)
+    write_seeds(tmp_path / "b", {s: [61 + s, 50 + s, 51, 52, 53 + 2 * s] for s in (1, 2, 3)})
+    write_seeds(tmp_path / "c", {1: [60, 50, 51, 52, 53]}, unlabeled=False)
+    write_seeds(tmp_path / "d", {1: [50, 40, 41, 42, None]}, **BASE)
+    zero_shot(tmp_path / "e", "mini-teacher", [75, 70, 71, 72, 73])
+    zero_shot(tmp_path / "f", "mini-student", [47, 40, 41, 42, 43])
+    return tmp_path
+
+
+def rows_of(folder):
+    return build_rows(find_results([folder]))
+
+
+def test_rows_stand_in_the_papers_order(runs):
+    rows = rows_of(runs)
+    assert [(r.labels["Method"], r.labels["Teacher"], r.labels["Unlabeled"], r.labels["Labeled"]) for r in rows] == [
+        ("CLIP zero-shot mini-student", "-", "-", "-"),
+        ("CLIP zero-shot mini-teacher", "-", "-", "-"),
+        ("CoOp", "-", "-", "16 shots"),
+        ("CoOp + DHO", TEACHER, "-", "16 shots"),
+        ("CoOp + DHO", TEACHER, "yes", "16 shots"),
+        ("CoOp + DHO", PLACEBO, "yes", "16 shots"),
+    ]
+    assert [row.seeds for row in rows] == [1, 1, 1, 1, 3, 1]
+
+
+def test_the_student_is_known_by_the_runs_that_adapt_it(tmp_path):
+    write_seeds(tmp_path / "run", {1: [60] * 5}, config={"MODEL": {"BACKBONE": {"NAME": "ViT-B/16"}}})
+    zero_shot(tmp_path / "x", "RN50 (teacher)", [70] * 5)
+    zero_shot(tmp_path / "y", "ViT-B/16", [60] * 5)
+    assert [r.labels["Method"][15:] for r in rows_of(tmp_path)[:2]] == ["ViT-B/16", "RN50 (teacher)"]
+
+
+def test_methods_stay_together(runs):
+    for name in ("VPT", "VPT_DHO"):
+        write(runs / name, [1] * 5, trainer=name, method=name)
+    assert [row.labels["Method"] for row in rows_of(runs)][-2:] == ["VPT", "VPT_DHO"]
+
+
+def test_mean_and_sample_standard_deviation(runs):
+    scores = rows_of(runs)[4].scores
+    assert list(scores) == ["Val", "V2", "Sketch", "R", "A", "OOD"]
+    assert scores["Val"].mean == pytest.approx(63)
+    assert scores["Val"].std == pytest.approx(statistics.stdev([62, 63, 64]))
+    # OOD is a mean over sets within a seed, then over seeds: 51.5 + 0.75 s
+    assert scores["OOD"].mean == pytest.approx(53.0)
+    assert scores["OOD"].std == pytest.approx(statistics.stdev([52.25, 53.0, 53.75]))
+
+
+def test_missing_set_and_single_seed(runs):
+    scores = rows_of(runs)[2].scores
+    assert scores["A"] is None
+    assert scores["OOD"] is None
+    assert (scores["Val"].mean, scores["Val"].std) == (50, None)
+    line = next(line for line in format_table(rows_of(runs)).splitlines() if line.startswith("CoOp  "))
+    assert line.split()[-7:] == ["50.0", "40.0", "41.0", "42.0", "-", "-", "1"]
+
+
+def test_seed_without_a_set_is_left_out_there_and_named(tmp_path, capsys):
+    write_seeds(tmp_path, {1: [60, 50, 50, 50, 50], 2: [62, 54, 54, 54, None]})
+    (row,) = rows_of(tmp_path)
+    assert row.scores["V2"].mean == 52
+    assert row.scores["A"].mean == row.scores["OOD"].mean == 50
+    assert "different test sets" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dataset": "imagenet"},
+        {"shots": 4},
+        {"unlabeled": False},
+        {"teacher": PLACEBO},
+        {"config_name": "mini_ep20"},
+        {"trainer": "VPT_DHO"},
+    ],
+)
+def test_only_seeds_are_averaged(tmp_path, change):
+    write(tmp_path / "a", [60] * 5)
+    write(tmp_path / "b", [70] * 5, seed=2, **change)
+    assert [row.seeds for row in rows_of(tmp_path)] == [1, 1]
+
+
+def test_plain(runs):
+    lines = format_table(rows_of(runs)).splitlines()
+    assert re.split(r"  +", lines[0].strip()) == [
+        *("Method", "Labeled", "Teacher", "Unlabeled", "Val", "V2", "Sketch", "R", "A", "OOD", "Seeds")
+    ]
+    assert "63.0 ± 1.0" in lines[6]
+    assert "53.0 ± 0.8" in lines[6]
+    assert len(lines) == 2 + 6
+
+
+def test_markdown(runs):
+    lines = format_table(rows_of(runs), "markdown", decimals=2).splitlines()
+    assert {line.count("|") for line in lines} == {12}
+    assert set(lines[1]) <= set("|-: ")
+    assert "| 63.00 ± 1.00 |" in lines[6]
+
+
+def test_latex(runs):
+    write(runs / "g", [1.25] * 5, trainer="X", method="a_b & 5%", teacher=None, unlabeled=False)
+    text = format_table(rows_of(runs), "latex")
+    assert r"$63.0 \pm 1.0$" in text
+    assert r"a\_b \& 5\%" in text
+    assert text.startswith(r"\begin{tabular}{llllrrrrrrr}")
+
+
+def test_csv(runs):
+    table = list(csv.DictReader(format_table(rows_of(runs), "csv", decimals=3).splitlines()))
+    assert (table[4]["Val"], table[4]["Val std"], table[4]["OOD std"]) == ("63.000", "1.000", "0.750")
+    assert (table[2]["A"], table[2]["Val std"], table[2]["Seeds"]) == ("", "", "1")
+
+
+def test_columns_that_tell_rows_apart_appear_when_needed(tmp_path):
+    write(tmp_path / "a", [60] * 5)
+    assert format_table(rows_of(tmp_path)).split()[0] == "Method"
+    write(tmp_path / "b", [70] * 5, config_name="mini_ep20")
+    assert "Config" in format_table(rows_of(tmp_path)).splitlines()[0]
+    write(tmp_path / "c", [70] * 5, dataset="imagenet")
+    assert format_table(rows_of(tmp_path)).split()[0] == "Dataset"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"trainer": "CoOp", ', "Expecting"),
+        ("[]", "not a JSON object"),
+        ('{"trainer": "CoOp", "dataset": "mini", "metrics": {}}', "lacks a usable method"),
+        ('{"trainer": "C", "dataset": "m", "method": "C", "shots": "16"}', "lacks a usable shots"),
+        ('{"trainer": "CoOp", "dataset": "mini", "method": "CoOp", "metrics": {}}', "hold none of val"),
+        (
+            '{"trainer": "C", "dataset": "m", "method": "C", "metrics": {"val": {"accuracy": NaN}}}',
+            "no accuracy for val",
+        ),
+        ('{"trainer": "C", "dataset": "m", "method": "C", "metrics": {"val": {}}}', "no accuracy for val"),
+    ],
+)
+def test_unusable_files_are_named_and_skipped(tmp_path, capsys, content, reason):
+    write(tmp_path / "good", [60] * 5)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "results.json").write_text(content)
+    assert main([str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert re.search(rf"skipping .*bad.results\.json: .*{reason}", captured.err)
+    assert "CoOp + DHO" in captured.out
+
+
+def test_binary_file_is_skipped(tmp_path, capsys):
+    write(tmp_path / "good", [60] * 5)
+    (tmp_path / "results.json").write_bytes(b"\xff\xfe\x00")
+    assert len(rows_of(tmp_path)) == 1
+    assert "skipping" in capsys.readouterr().err
+
+
+def test_differing_configs_in_one_row_are_named(tmp_path, capsys):
+    write_seeds(tmp_path, {1: [60] * 5, 2: [61] * 5})
+    rows_of(tmp_path)
+    assert capsys.readouterr().err == ""
+    write(tmp_path / "other", [62] * 5, seed=3, config={"SEED": 3, "OPTIM": {"LR": 0.1}})
+    assert rows_of(tmp_path)[0].seeds == 3
+    error = capsys.readouterr().err
+    assert "OPTIM.LR 0.1 / None" in error or "OPTIM.LR None / 0.1" in error
+    assert "SEED" not in error
+
+
+def test_a_seed_counts_once(tmp_path, capsys):
+    write_seeds(tmp_path / "a", {1: [60] * 5, 2: [62] * 5})
+    write_seeds(tmp_path / "copy", {1: [60] * 5})
+    rows = build_rows(find_results([tmp_path, tmp_path / "a"]))
+    assert [row.seeds for row in rows] == [2]
+    assert "seed 1 stands twice" in capsys.readouterr().err
+
+
+def test_nothing_to_show(tmp_path, capsys):
+    assert main([str(tmp_path / "none")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert main([str(tmp_path)]) == 2
+    assert "no results.json below" in capsys.readouterr().err
+    (tmp_path / "results.json").write_text("{")
+    assert main([str(tmp_path)]) == 2
+    assert "1 found, all skipped" in capsys.readouterr().err
+
+
+def test_command_line(runs, capsys):
+    assert main([str(runs), "--format", "markdown", "--decimals", "3"]) == 0
+    assert "63.000 ± 1.000" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main([str(runs), "--format", "html"])
+    assert stopped.value.code == 2

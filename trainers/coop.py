@@ -1,0 +1,96 @@
+"""CoOp: learned context words in front of the class names (Zhou et al., IJCV 2022), with and without DHO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dho_plugin.dho_trainer import DHOTrainer
+from dho_plugin.engine.data import ClassInfo
+from dho_plugin.engine.registry import TRAINER_REGISTRY
+from dho_plugin.errors import ConfigError
+from dho_plugin.models.clip import LoadedCLIP
+from dho_plugin.models.prompts import POSITIONS, PromptLearner
+from dho_plugin.models.student import Student
+from dho_plugin.models.text_tower import TextTower
+
+
+class CoOpStudent(Student):
+    """A frozen CLIP whose text classifier is built from learned prompts: logits = scale * cos(f_X(x), f_T(prompt_c)).
+
+    Args:
+        clip: the frozen CLIP.
+        prompt_learner: the prompts of C classes.
+        tower: the text tower that encodes them.
+    """
+
+    def __init__(self, clip: LoadedCLIP, prompt_learner: PromptLearner, tower: TextTower):
+        super().__init__()
+        self.clip_model, self.prompt_learner, self.text_tower = clip.model, prompt_learner, tower
+        self.feature_dim, self.scale = clip.feature_dim, clip.scale
+        self._classifier: Tensor | None = None
+
+    def train(self, mode: bool = True) -> CoOpStudent:
+        """Set the mode; the CLIP stays in evaluation mode, and the classifier is computed anew."""
+        super().train(mode)
+        self.clip_model.eval()
+        self.text_tower.eval()
+        self._classifier = None
+        return self
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the frozen image features (B, D), without a gradient: nothing that learns lies below them."""
+        return self.clip_model.encode_image(images).detach()
+
+    def classifier(self) -> Tensor:
+        """Return the prompts' unit features (C, D); in evaluation they are computed once."""
+        if self.training or self._classifier is None:
+            prompts = self.text_tower(self.prompt_learner(), self.prompt_learner.eot)
+            self._classifier = F.normalize(prompts.float(), dim=-1)
+        return self._classifier
+
+    def logits_ce(self, features: Tensor) -> Tensor:
+        """Return the prompted text classifier's logits, (B, C) float32."""
+        return self.scale * F.normalize(features.float(), dim=-1) @ self.classifier().t()
+
+    def learnable(self) -> dict[str, nn.Module]:
+        """Return the prompt learner, under the original's name."""
+        return {"prompt_learner": self.prompt_learner}
+
+
+@TRAINER_REGISTRY.register()
+class CoOp(DHOTrainer):
+    """Context Optimization, https://arxiv.org/abs/2109.01134."""
+
+    cfg_node = "COOP"
+
+    def check_cfg(self, cfg) -> None:
+        """Check TRAINER.COOP.*."""
+        super().check_cfg(cfg)
+        node = cfg.TRAINER.COOP
+        if node.CLASS_TOKEN_POSITION not in POSITIONS:
+            raise ConfigError(
+                f"TRAINER.COOP.CLASS_TOKEN_POSITION is {node.CLASS_TOKEN_POSITION!r}; allowed: {', '.join(POSITIONS)}"
+            )
+
+    def build_student(self, clip: LoadedCLIP, classes: Sequence[ClassInfo]) -> Student:
+        """Return CoOp's student."""
+        node, tower = self.cfg.TRAINER.COOP, TextTower(clip)
+        prompts = PromptLearner(
+            [info.name for info in classes],
+            tower,
+            n_ctx=node.N_CTX,
+            ctx_init=node.CTX_INIT,
+            class_specific=node.CSC,
+            position=node.CLASS_TOKEN_POSITION,
+        )
+        return CoOpStudent(clip, prompts, tower)
+
+
+@TRAINER_REGISTRY.register()
+class CoOp_DHO(CoOp):
+    """CoOp with a KD head on the frozen image features, trained jointly (DHO, appendix D.2)."""
+
+    dho = True

@@ -1,0 +1,71 @@
+"""Zero-shot CLIP, the reference rows of every table; nothing learns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dho_plugin.core.heads import CosineHead
+from dho_plugin.dho_trainer import DHOTrainer
+from dho_plugin.engine.data import ClassInfo
+from dho_plugin.engine.registry import TRAINER_REGISTRY
+from dho_plugin.models.clip import LoadedCLIP
+from dho_plugin.models.student import Student
+from dho_plugin.models.templates import templates_for
+from dho_plugin.models.zeroshot import class_features
+
+
+class ZeroshotStudent(Student):
+    """A CLIP with the class prompts' features as its classifier (DHO, Eq. 1).
+
+    Args:
+        clip: the CLIP.
+        features: (C, D) class features.
+    """
+
+    def __init__(self, clip: LoadedCLIP, features: Tensor):
+        super().__init__()
+        self.clip_model, self.feature_dim = clip.model, clip.feature_dim
+        self.head = CosineHead(features.shape[1], len(features), clip.zeta, init=features).requires_grad_(False)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the unit image features (B, D)."""
+        return F.normalize(self.clip_model.encode_image(images).float(), dim=-1)
+
+    def logits_ce(self, features: Tensor) -> Tensor:
+        """Return cos / zeta, (B, C)."""
+        return self.head(features)
+
+    def learnable(self) -> dict[str, nn.Module]:
+        """Return nothing."""
+        return {}
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotCLIP(DHOTrainer):
+    """Zero-shot CLIP with the data set's one hand-written template, as in CoOp's code."""
+
+    cfg_node = "ZSCLIP"
+
+    def templates(self) -> tuple[str, ...]:
+        """Return DATASET.TEMPLATES, else the one template."""
+        return tuple(self.cfg.DATASET.TEMPLATES) or templates_for(self.cfg.DATASET.NAME, ensemble=False)
+
+    def display_name(self) -> str:
+        """Return the row's name: the method is the model."""
+        return f"CLIP zero-shot {self.clip().name}"
+
+    def build_student(self, clip: LoadedCLIP, classes: Sequence[ClassInfo]) -> Student:
+        """Return the zero-shot classifier."""
+        return ZeroshotStudent(clip, class_features(clip, [info.name for info in classes], self.templates()))
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotCLIP2(ZeroshotCLIP):
+    """Zero-shot CLIP with the ensemble of templates (ImageNet's seven), the teacher of DHO."""
+
+    def templates(self) -> tuple[str, ...]:
+        """Return DATASET.TEMPLATES, else the ensemble."""
+        return tuple(self.cfg.DATASET.TEMPLATES) or templates_for(self.cfg.DATASET.NAME)
