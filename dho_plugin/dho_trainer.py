@@ -101,6 +101,7 @@ class DHOTrainer(HeadEvaluation, TrainerXU):
         """
         if not self.get_model_names():
             raise ConfigError(f"{type(self).__name__} has nothing to train; use --eval-only")
+        self.check_validation()
         if self.dho:
             teacher = build_teacher(self.cfg, self.clip(), self.classes, self.templates())
             self.teacher = teacher._replace(model=teacher.model.to(self.device))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from dho_plugin.data.subsets import columns
 from dho_plugin.engine.config import as_plain, dataset_label
 from dho_plugin.engine.data import ClassInfo, DatasetBase, Datum, EvalDataset
 from dho_plugin.engine.evaluator import TestLogits, confusion_matrix, per_class_lines, result_lines, score
-from dho_plugin.engine.files import write_json
+from dho_plugin.engine.files import atomic_write, write_json
 from dho_plugin.engine.loaders import eval_loader
 from dho_plugin.engine.logger import peak_memory_mb, versions
 from dho_plugin.engine.registry import DATASET_REGISTRY
@@ -26,6 +25,7 @@ class HeadEvaluation:
 
     alpha_beta: tuple[float, float] | None = None  # found on validation data
     config_name = ""  # the method config's file name, for the table
+    model_dir = ""  # where an evaluated model comes from, if not from this run
 
     def model_inference(self, images: Tensor) -> Tensor:
         """Return log p of Eq. 11, (B, C) float32, for images (B, 3, H, W)."""
@@ -68,7 +68,8 @@ class HeadEvaluation:
         """Print the per-class report and store the confusion matrix where TEST.* asks for them."""
         if self.cfg.TEST.COMPUTE_CMAT and self.accelerator.is_main_process:
             path = self.output_dir / "cmat.pt"
-            torch.save(confusion_matrix(stored, *self.mixing()), path)
+            matrix = confusion_matrix(stored, *self.mixing())
+            atomic_write(path, lambda file: torch.save(matrix, file))
             print(f"Confusion matrix is saved to {path}")
         if not self.cfg.TEST.PER_CLASS_RESULT:
             return {}
@@ -77,11 +78,7 @@ class HeadEvaluation:
         return {"perclass_accuracy": average}
 
     def test(self, split: str | None = None) -> float:
-        """Evaluate on "val" or "test" (default TEST.SPLIT), print the hosts' result lines, return the accuracy in %.
-
-        Raises:
-            ConfigError: there is no validation split to evaluate on.
-        """
+        """Evaluate on "val" or "test" (default TEST.SPLIT), print the hosts' result lines, return the accuracy in %."""
         split = split or self.cfg.TEST.SPLIT
         if split == "test" and self.dho and self.cfg.TRAINER.DHO.SEARCH and self.alpha_beta is None:
             self.search_mixing()
@@ -96,18 +93,23 @@ class HeadEvaluation:
             self.write_scalar(f"{split}/{key}", value, self.epoch)
         return metrics["accuracy"]
 
-    def validation_logits(self) -> TestLogits:
-        """Return both heads' logits on the validation split, and keep them for the search of alpha and beta.
+    def check_validation(self) -> None:
+        """Check, before anything is trained, that a validation split is there where the config wants one.
 
         Raises:
-            ConfigError: there is no validation split; nothing is ever chosen on test data.
+            ConfigError: it is not; nothing is ever chosen on test data.
         """
-        if not self.dataset.val:
+        test = self.cfg.TEST
+        wanted = test.FINAL_MODEL == "best_val" or test.SPLIT == "val" or (self.dho and self.cfg.TRAINER.DHO.SEARCH)
+        if wanted and not self.dataset.val:
             raise ConfigError(
                 f"{self.cfg.DATASET.NAME} has no validation split and nothing is chosen on test data: set "
                 "DATASET.NUM_VAL_SHOTS above 0, or use TEST.FINAL_MODEL last_step, TEST.SPLIT test and "
                 "TRAINER.DHO.SEARCH False"
             )
+
+    def validation_logits(self) -> TestLogits:
+        """Return both heads' logits on the validation split, and keep them for the search of alpha and beta."""
         stored = self.head_logits(self.dataset.val, self.dataset.classes, "validation")
         if self.accelerator.is_main_process:
             stored.save(self.output_dir / "logits" / "validation.safetensors")
@@ -133,7 +135,17 @@ class HeadEvaluation:
             self.metrics[dataset.test_name] = self.evaluate(dataset)
             print(result_lines(self.metrics[dataset.test_name], dataset.test_name))
 
-    def write_results(self, path: str | Path | None = None) -> None:
+    def evaluate_only(self, directory: str, epoch: int | None = None) -> None:
+        """Load a run's model (nothing for zero-shot), test it on this config's data sets, write results.json."""
+        self.model_dir = directory
+        self.check_validation()
+        self.load_model(directory, epoch)
+        self.claim_output()
+        self.test()
+        self.test_shifted()
+        self.write_results()
+
+    def write_results(self) -> None:
         """Write results.json, the last act of a run: where it lies, the run is complete."""
         if not self.accelerator.is_main_process:
             return
@@ -148,6 +160,7 @@ class HeadEvaluation:
             "teacher": self.teacher_label,
             "alpha": alpha,
             "beta": beta,
+            "model_dir": self.model_dir or None,
             "metrics": self.metrics,
             "config_name": self.config_name,
             "seconds": round(self.elapsed(), 1),
@@ -155,4 +168,4 @@ class HeadEvaluation:
             "versions": versions(),
             "config": as_plain(self.cfg),
         }
-        write_json(path or self.output_dir / "results.json", content)
+        write_json(self.output_dir / "results.json", content)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dho_plugin.engine.config import as_plain, dataset_label, differing_keys, get_cfg_default, merge_file, merge_pairs
-from dho_plugin.engine.files import read_json, write_json
+from dho_plugin.engine.files import read_json
 from dho_plugin.errors import ConfigError, DHOError
 
 # Flags that set one config key each.
@@ -81,8 +81,8 @@ def draw_seed(output_dir: str) -> int:
     return read_json(path)["SEED"] if path.exists() else secrets.randbelow(2**31)
 
 
-def claim_output(cfg) -> bool:
-    """Check that OUTPUT_DIR is new or belongs to this very run, and write the config there.
+def check_output(cfg) -> bool:
+    """Check that OUTPUT_DIR is new or belongs to this very run.
 
     Returns:
         Whether the run is complete already.
@@ -99,8 +99,6 @@ def claim_output(cfg) -> bool:
                 f"OUTPUT_DIR {str(directory)!r} belongs to another configuration; choose another --output-dir, or "
                 "delete it to start over. They differ in:\n  " + "\n  ".join(differ)
             )
-    else:
-        write_json(path, plain)
     return (directory / "results.json").exists()
 
 
@@ -116,7 +114,14 @@ def print_header(args: argparse.Namespace, cfg) -> None:
 
 
 def build_trainer(cfg):
-    """Return the trainer that TRAINER.NAME asks for, data and models loaded.
+    """Return the trainer that TRAINER.NAME asks for, data and models loaded."""
+    from dho_plugin.engine.registry import TRAINER_REGISTRY
+
+    return TRAINER_REGISTRY.get(cfg.TRAINER.NAME)(cfg)
+
+
+def check_names(cfg) -> None:
+    """Check the names that the registries must know.
 
     Raises:
         ConfigError: unknown trainer or data set; the message lists the known ones.
@@ -125,9 +130,9 @@ def build_trainer(cfg):
     import dho_plugin.trainers  # noqa: F401 (both fill the registries)
     from dho_plugin.engine.registry import DATASET_REGISTRY, TRAINER_REGISTRY
 
-    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
-    DATASET_REGISTRY.get(cfg.DATASET.NAME)
-    return trainer(cfg)
+    TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    for name in (cfg.DATASET.NAME, *cfg.TEST.SHIFTED):
+        DATASET_REGISTRY.get(name)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -139,8 +144,9 @@ def run(args: argparse.Namespace) -> None:
     from dho_plugin.engine.logger import locked, logged_to
 
     cfg = setup_cfg(args)
+    check_names(cfg)
     with locked(cfg.OUTPUT_DIR):
-        if claim_output(cfg) and not args.eval_only:
+        if check_output(cfg) and not args.eval_only:
             print(f"{cfg.OUTPUT_DIR} is complete (results.json is there): skipped. Delete the folder to run it again.")
             return
         with logged_to(cfg.OUTPUT_DIR):
@@ -148,10 +154,7 @@ def run(args: argparse.Namespace) -> None:
             trainer = build_trainer(cfg)
             trainer.config_name = Path(args.config_file).stem or dataset_label(cfg)
             if args.eval_only:
-                trainer.load_model(args.model_dir, epoch=args.load_epoch)
-                trainer.test()
-                trainer.test_shifted()
-                trainer.write_results()
+                trainer.evaluate_only(args.model_dir, args.load_epoch)
             elif not args.no_train:
                 trainer.train()
 

@@ -25,8 +25,8 @@ else
   config=vit_b16_ep50_ctxv1 student=vit_b16 teacher=vit_l14_336
 fi
 
-zero_shot "$dataset" ZeroshotCLIP "$student"
-zero_shot "$dataset" ZeroshotCLIP2 "$teacher"
+zero_shot "$dataset" ZeroshotCLIP "$student" "${STUDENT_CKPT:-}"
+zero_shot "$dataset" ZeroshotCLIP2 "$teacher" "${TEACHER_CKPT:-}"
 train_seeds "$dataset" "$shots" CoOp_DHO "$config" "" "$@"
 if [ $compare = yes ]; then
   train_seeds "$dataset" "$shots" CoOp "$config" "" "$@"

@@ -1,6 +1,7 @@
 # Shared by all scripts (sourced): Python set-up, data, runs over seeds, the table.
 # Settings from the environment: DATA (default data), OUTPUT (default output), SEEDS (default "1 2 3"),
-# JOBS (runs side by side, default 1), PYTHON (interpreter to start from, default python3).
+# JOBS (runs side by side, default 1), PYTHON (interpreter to start from, default python3),
+# STUDENT_CKPT and TEACHER_CKPT (local weight files in place of the hub's).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 DATA=${DATA:-data}
@@ -49,11 +50,12 @@ train_seeds() {
       --dataset-config-file "configs/datasets/$dataset.yaml" \
       --config-file "configs/trainers/$trainer/$config.yaml" \
       --output-dir "$(run_dir "$dataset" "$trainer" "$config" "$variant" "$shots" "$seed")" \
-      DATASET.NUM_SHOTS "$shots" "$@"
+      DATASET.NUM_SHOTS "$shots" ${STUDENT_CKPT:+MODEL.BACKBONE.CKPT "$STUDENT_CKPT"} \
+      ${TEACHER_CKPT:+TRAINER.DHO.TEACHER.CKPT "$TEACHER_CKPT"} "$@"
   done
 }
 
-# zero_shot DATASET TRAINER CONFIG: evaluate a CLIP as it is.
+# zero_shot DATASET TRAINER CONFIG WEIGHTS: evaluate a CLIP as it is, from a local file if WEIGHTS is not empty.
 zero_shot() {
   local dir=$OUTPUT/$1/$2/$3
   if [ -f "$dir/results.json" ]; then
@@ -61,7 +63,8 @@ zero_shot() {
     return
   fi
   background "$PYTHON" -m dho_plugin.train --root "$DATA" --seed 1 --trainer "$2" --eval-only \
-    --dataset-config-file "configs/datasets/$1.yaml" --config-file "configs/trainers/$2/$3.yaml" --output-dir "$dir"
+    --dataset-config-file "configs/datasets/$1.yaml" --config-file "configs/trainers/$2/$3.yaml" --output-dir "$dir" \
+    ${4:+MODEL.BACKBONE.CKPT "$4"}
 }
 
 # Start a command, with at most JOBS at a time; the first one that fails ends the script.

@@ -1,9 +1,11 @@
 """Fixtures that several test folders share."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -65,5 +67,45 @@ def imagenet_tree(tmp_path):
         lines = [f"{wnid} {name}" for wnid, name in zip(wnids, names, strict=True)]
         (home / "imagenet" / "classnames.txt").write_text("\n".join(reversed(lines)) + "\n", encoding="utf-8")
         return ImageNetTree(tmp_path, wnids, names, sets["imagenet-adversarial/imagenet-a"][0], wnids[classes // 2 :])
+
+    return build
+
+
+def _tiny_weights(image_size: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(image_size)
+    vision = open_clip.CLIPVisionCfg(image_size=image_size, patch_size=8, width=64, layers=2)
+    text = open_clip.CLIPTextCfg(context_length=77, vocab_size=49408, width=64, heads=1, layers=2)
+    model = open_clip.CLIP(32, vision, text, quick_gelu=True)
+    return {**model.state_dict(), "logit_scale": torch.tensor(math.log(100.0))}
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory) -> tuple[str, str]:
+    """Files of a tiny student (32 px) and a tiny teacher (48 px) in OpenAI's format, random weights."""
+    folder = tmp_path_factory.mktemp("weights")
+    for name, size in (("student", 32), ("teacher", 48)):
+        torch.save(_tiny_weights(size), folder / f"{name}.pt")
+    return str(folder / "student.pt"), str(folder / "teacher.pt")
+
+
+@pytest.fixture
+def command(imagenet_tree, tiny_weights, tmp_path):
+    """Return a function that writes the command line of a small run on a tiny tree, made at the first call."""
+    tree = imagenet_tree(classes=4, train=6, test=2)
+
+    def build(
+        trainer: str, out: str, *options: str, dataset: str = "imagenet", flags: tuple[str, ...] = ()
+    ) -> list[str]:
+        root = Path(__file__).parent.parent / "configs"
+        student, teacher = tiny_weights
+        folder = "CoOp_DHO" if trainer.endswith("_DHO") else "CoOp"
+        return [
+            *("--root", str(tree.root), "--trainer", trainer, "--output-dir", str(tmp_path / out), "--seed", "1"),
+            *("--dataset-config-file", str(root / f"datasets/{dataset}.yaml")),
+            *("--config-file", str(root / f"trainers/{folder}/vit_b16_ep50_ctxv1.yaml"), *flags),
+            *("MODEL.BACKBONE.CKPT", student, "TRAINER.DHO.TEACHER.CKPT", teacher, "TRAINER.COOP.PREC", "fp32"),
+            *("DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "3", "DATALOADER.TRAIN_X.BATCH_SIZE", "4"),
+            *("DATALOADER.NUM_WORKERS", "0", *options),
+        ]
 
     return build

@@ -78,26 +78,6 @@ def model_path(directory: str | Path, name: str, epoch: int | None = None) -> Pa
     return Path(directory) / name / (BEST_NAME if epoch is None else f"model.pth.tar-{epoch}")
 
 
-def latest_epoch(directory: str | Path, name: str) -> int | None:
-    """Epoch of the checkpoint to resume from.
-
-    Args:
-        directory: the run's output folder.
-        name: the model's registered name.
-
-    Returns:
-        The epoch that Dassl's text file `checkpoint` names, if that checkpoint is there; else the highest epoch among
-        the files; None without any.
-    """
-    folder = Path(directory) / name
-    pointer = folder / "checkpoint"
-    if pointer.is_file():
-        named = _EPOCH_NAME.fullmatch(pointer.read_text(encoding="utf-8", errors="replace").strip())
-        if named and (folder / named[0]).is_file():
-            return int(named[1])
-    return max(saved_epochs(folder), default=None)
-
-
 def saved_epochs(folder: Path) -> list[int]:
     """Return the epochs whose checkpoints lie in a model's folder, ascending."""
     if not folder.is_dir():

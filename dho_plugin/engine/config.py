@@ -20,8 +20,8 @@ SUPPORTED_TRANSFORMS = ("random_resized_crop", "random_flip", "center_crop", "no
 PRECISIONS = ("fp32", "fp16", "amp", "bf16")
 # Keys that say where and how a run is executed, not what it computes: two runs that differ only here are the same run.
 EXECUTION_KEYS = frozenset({
-    "OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.PRINT_FREQ",
-    "TRAIN.CHECKPOINT_FREQ", "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT", "USE_CUDA",
+    "OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATASET.UNREADABLE", "DATALOADER.NUM_WORKERS",
+    "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT", "USE_CUDA",
 })  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import platform
 import resource
 import sys
@@ -43,11 +44,20 @@ class Tee:
 
 @contextlib.contextmanager
 def logged_to(output_dir: str | Path) -> Iterator[None]:
-    """Copy standard output into `<output_dir>/log.txt` while the block runs; an earlier log is continued."""
+    """Copy standard output and warnings into `<output_dir>/log.txt` while the block runs; an earlier log goes on."""
     path = Path(output_dir) / "log.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(Tee(sys.stdout, file)):
-        yield
+    with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(Tee(sys.stdout, file)) as tee:
+        handler = logging.StreamHandler(tee)
+        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        log = logging.getLogger("dho_plugin")
+        log.addHandler(handler)
+        log.propagate = False
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+            log.propagate = True
 
 
 @contextlib.contextmanager

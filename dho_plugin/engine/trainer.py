@@ -9,12 +9,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dho_plugin.engine.config import PRECISIONS, check_cfg
+from dho_plugin.engine.config import PRECISIONS, as_plain, check_cfg
 from dho_plugin.engine.data import DatasetBase
+from dho_plugin.engine.files import write_json
 from dho_plugin.engine.meters import AverageMeter, MetricMeter
 from dho_plugin.engine.model_store import ModelStore
 from dho_plugin.engine.registry import DATASET_REGISTRY
@@ -40,6 +42,7 @@ def build_accelerator(cfg, precision: str) -> Accelerator:
     mixed = {"fp32": "no", "bf16": "bf16"}.get(precision, "no" if on_cpu else "fp16")
     if on_cpu and precision in ("fp16", "amp"):
         print(f"Precision {precision} needs a GPU: computing in fp32")
+    AcceleratorState._reset_state()  # else a second trainer in one process would have to share the first one's precision
     return Accelerator(mixed_precision=mixed, cpu=on_cpu)
 
 
@@ -123,10 +126,18 @@ class TrainerX(ModelStore, TrainingStreams):
         if self.start_epoch < self.max_epoch:
             self.streams = self.train_streams(self.start_epoch * self.num_batches)
         if self.accelerator.is_main_process:
+            self.claim_output()
             purge = self.start_epoch * self.num_batches
             self._writer = SummaryWriter(str(self.output_dir / "tensorboard"), purge_step=purge)
         total = self.max_epoch * self.num_batches
         self.bar = tqdm(total=total, initial=self.start_epoch * self.num_batches, unit="step", disable=None)
+
+    def claim_output(self) -> None:
+        """Write the config into the run's folder: from here on it belongs to this configuration.
+
+        Only once everything is built: a folder whose first command had a slip in it must not belong to that slip.
+        """
+        write_json(self.output_dir / "config.json", as_plain(self.cfg))
 
     def resume_model_if_exist(self, directory: str | Path) -> int:
         """Restore the last complete epoch found in `directory` and return its number, 0 without any.

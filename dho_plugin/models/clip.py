@@ -13,6 +13,13 @@ from dho_plugin.models.clip_files import build_named, build_openai, first_line, 
 from dho_plugin.models.mini import MINI_MODELS, load_mini
 from dho_plugin.models.names import Source, require_tag, resolve, weights_facts
 
+_OPENAI_FACTS = {
+    "mean": open_clip.OPENAI_DATASET_MEAN,
+    "std": open_clip.OPENAI_DATASET_STD,
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+}
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedCLIP:
@@ -108,14 +115,6 @@ def _from_file(path: Path, source: Source) -> nn.Module:
     base = open_clip.transform.PreprocessCfg(size=model.visual.image_size)
     open_clip.set_model_preprocess_cfg(model, open_clip.transform.merge_preprocess_dict(base, facts))
     return model
-
-
-_OPENAI_FACTS = {
-    "mean": open_clip.OPENAI_DATASET_MEAN,
-    "std": open_clip.OPENAI_DATASET_STD,
-    "interpolation": "bicubic",
-    "resize_mode": "shortest",
-}
 
 
 def _from_hub(source: Source) -> nn.Module:

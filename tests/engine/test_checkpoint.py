@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dho_plugin.engine import files
-from dho_plugin.engine.checkpoint import latest_epoch, load_checkpoint, model_path, save_checkpoint
+from dho_plugin.engine.checkpoint import load_checkpoint, model_path, save_checkpoint, saved_epochs
 from dho_plugin.engine.files import atomic_write_text
 from dho_plugin.errors import CheckpointError
 
@@ -192,29 +192,9 @@ def test_model_path_is_dassls(tmp_path):
     assert model_path(str(tmp_path), "prompt_learner") == tmp_path / "prompt_learner" / "model-best.pth.tar"
 
 
-@pytest.mark.parametrize(
-    ("pointer", "expected"),
-    [
-        (None, 10),
-        ("model.pth.tar-2\n", 2),
-        ("model.pth.tar-7\n", 10),  # names a file that is not there
-        ("model-best.pth.tar\n", 10),
-        ("", 10),
-        ("../../x/model.pth.tar-2", 10),
-    ],
-)
-def test_latest_epoch(tmp_path, pointer, expected):
-    folder = tmp_path / "m"
-    folder.mkdir()
-    for name in ("model.pth.tar-2", "model.pth.tar-10", "model-best.pth.tar", ".model.pth.tar-11.42.tmp"):
-        (folder / name).touch()
-    (folder / "model.pth.tar-99").mkdir()
-    if pointer is not None:
-        (folder / "checkpoint").write_text(pointer)
-    assert latest_epoch(tmp_path, "m") == expected
-
-
-def test_latest_epoch_without_checkpoints(tmp_path):
-    assert latest_epoch(tmp_path, "m") is None
-    (tmp_path / "m").mkdir()
-    assert latest_epoch(tmp_path, "m") is None
+def test_stored_epochs_are_listed_by_number(tmp_path):
+    assert saved_epochs(tmp_path / "m") == []
+    (tmp_path / "m" / "model.pth.tar-4").mkdir(parents=True)  # a folder is no checkpoint
+    for name in ("model.pth.tar-10", "model.pth.tar-9", "model-best.pth.tar", ".model.pth.tar-11.7.tmp", "checkpoint"):
+        (tmp_path / "m" / name).write_bytes(b"")
+    assert saved_epochs(tmp_path / "m") == [9, 10]

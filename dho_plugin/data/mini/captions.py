@@ -68,7 +68,9 @@ _PROMPTS = (
 )
 MAX_WORDS = 14  # a context of 16 holds them with the start and end tokens
 # Words that say nothing about an image: the bag-of-words loss leaves them out.
-FILLERS = frozenset("a the of on in . my one this is background good bad itap art photo picture image".split())
+FILLERS = frozenset(
+    ("a", "the", "of", "on", "in", ".", "my", "one", "this", "is", "background", "good", "bad", "itap", "art")
+) | {"photo", "picture", "image"}
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,9 @@ def rare_words(shape: np.ndarray, noise: CaptionNoise, seed: int) -> dict[int, s
             for k in range(uses):
                 caption = next(queues[siblings[k % 2] if k < strays else s], None)
                 if caption is None:
-                    raise ConfigError(f"a corpus of {len(shape)} images is too small for the rare words; use 10000 or more")
+                    raise ConfigError(
+                        f"a corpus of {len(shape)} images is too small for the rare words; use 10000 or more"
+                    )
                 chosen[caption] = word
     return chosen
 

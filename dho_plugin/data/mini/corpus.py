@@ -7,7 +7,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from dho_plugin.data.mini.captions import CaptionNoise, captions, rare_words
@@ -36,7 +35,9 @@ def corpus_labels(index: np.ndarray) -> np.ndarray:
 
 def _parameters(index: np.ndarray) -> Params:
     shape, pattern = shapes_and_patterns(corpus_labels(index))
-    return sample(SEED, index, shape, pattern, _from_shares(np.array(_STYLE_SHARES), uniform(SEED + 1, index, 2)), "web")
+    return sample(
+        SEED, index, shape, pattern, _from_shares(np.array(_STYLE_SHARES), uniform(SEED + 1, index, 2)), "web"
+    )
 
 
 def corpus_captions(noise: CaptionNoise, size: int = CORPUS_SIZE) -> list[str]:
@@ -51,7 +52,6 @@ def corpus_captions(noise: CaptionNoise, size: int = CORPUS_SIZE) -> list[str]:
 
 
 def _render_block(path: Path, size: int, start: int) -> int:
-    torch.set_num_threads(1)
     index = np.arange(start, min(start + BLOCK, size))
     images = np.lib.format.open_memmap(path, mode="r+")
     images[index] = render(_parameters(index))

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: each is a pure function of (seed, index, slot), so no batch or process can change it."""
+"""Counter-based random numbers: each is a pure function of (seed, index, slot), whatever the batch or process."""
 
 import math
 

@@ -89,7 +89,7 @@ def augment(images: torch.Tensor, size: int, generator: torch.Generator) -> torc
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Resize (B, 3, H, W) uint8 images to (B, 3, size, size) with an antialiased bicubic filter, rounded as PIL does."""
+    """Resize (B, 3, H, W) uint8 images to (B, 3, size, size) with PIL's antialiased bicubic filter."""
     if images.shape[-2:] == (size, size):
         return images
     images = images.contiguous(memory_format=torch.channels_last)
@@ -181,7 +181,7 @@ def save(model, path: Path) -> None:
     """Write the weights as fp16 safetensors, atomically."""
     weights = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     partial = path.with_suffix(".partial")
-    safetensors.torch.save_file({k: v.contiguous() for k, v in weights.items()}, partial)
+    partial.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in weights.items()}))
     os.replace(partial, path)
 
 

@@ -2,6 +2,8 @@
 
 import functools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +20,7 @@ _PIXEL = 2.0 / SIZE
 
 @functools.cache
 def _bank() -> torch.Tensor:
-    """White noise and smooth noise (Gaussian, sigma 4 pixels, unit variance), (2, BANK, BANK) float32; both wrap around."""
+    """White and smooth noise (Gaussian, sigma 4 pixels) of unit variance that wraps around, (2, BANK, BANK) float32."""
     white, rough = (normal(9, np.arange(BANK * BANK), slot).reshape(BANK, BANK) for slot in (1, 3))
     f2 = np.fft.fftfreq(BANK)[:, None] ** 2 + np.fft.rfftfreq(BANK)[None] ** 2
     smooth = np.fft.irfft2(np.fft.rfft2(rough) * np.exp(-2 * (math.pi * 4.0) ** 2 * f2), (BANK, BANK))
@@ -37,6 +39,18 @@ def _as_tensor(value: np.ndarray) -> torch.Tensor:
     return tensor[..., None, None]
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Several threads would cut a batch at places that depend on its size, and the last bit with them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 @torch.inference_mode()
 def render(params: Params) -> np.ndarray:
     """Render a batch of images.

@@ -1,4 +1,4 @@
-"""The image sets of the mini world: which images they hold and where they lie on disk. Fixed before any result was seen."""
+"""The image sets of the mini world: what they hold and where they lie on disk. Fixed before any result was seen."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -77,14 +77,15 @@ class ImageSet:
 
 
 _V2 = "imagenetv2/imagenetv2-matched-frequency-format-val"
+_A, _R = "imagenet-adversarial/imagenet-a", "imagenet-rendition/imagenet-r"
 SETS = (
     ImageSet("train", "imagenet/images/train", seed=11, per_class=148, floor=20),
     ImageSet("val", "imagenet/images/val", seed=13, per_class=30),
     ImageSet("imagenetv2", _V2, seed=14, preset="v2", numbered=True),
     ImageSet("imagenet_sketch", "imagenet-sketch/images", seed=15, style="sketch"),
-    ImageSet("imagenet_a", "imagenet-adversarial/imagenet-a", seed=17, preset="hard", labels=A_LABELS, per_class=150, filtered=True),
-    ImageSet("imagenet_r", "imagenet-rendition/imagenet-r", seed=16, style="rendition", labels=R_LABELS, per_class=50),
-)  # fmt: skip
+    ImageSet("imagenet_a", _A, seed=17, preset="hard", labels=A_LABELS, per_class=150, filtered=True),
+    ImageSet("imagenet_r", _R, seed=16, style="rendition", labels=R_LABELS, per_class=50),
+)
 SET_BY_NAME = {s.name: s for s in SETS}
 
 

@@ -61,7 +61,9 @@ def _regular(n: int, outer: float, inner: float | None = None, start: float = 90
     radii = [outer] if inner is None else [outer, inner]
     count = n * len(radii)
     angles = [math.radians(start + 360 * k / count) for k in range(count)]
-    return _polygon(*((radii[k % len(radii)] * math.cos(t), radii[k % len(radii)] * math.sin(t)) for k, t in enumerate(angles)))
+    return _polygon(
+        *((radii[k % len(radii)] * math.cos(t), radii[k % len(radii)] * math.sin(t)) for k, t in enumerate(angles))
+    )
 
 
 def _heart() -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The embedded CLIPs of the mini world: a small student and a small teacher, trained by `dho_plugin.data.mini.pretrain`."""
+"""The embedded CLIPs of the mini world: a small student and teacher, trained by `dho_plugin.data.mini.pretrain`."""
 
 import json
 from importlib.resources import files

@@ -1,0 +1,128 @@
+"""The config: Dassl's keys and precedence, and messages for every slip."""
+
+from pathlib import Path
+
+import pytest
+
+from dho_plugin.engine import config
+from dho_plugin.errors import ConfigError
+
+# In the form of CoOp's own files: tuples and 1e-5 are strings to YAML, numbers to the hosts.
+HOST_YAML = """
+DATALOADER:
+  TRAIN_X:
+    BATCH_SIZE: 32
+  NUM_WORKERS: 8
+INPUT:
+  SIZE: (224, 224)
+  INTERPOLATION: "bicubic"
+  PIXEL_MEAN: [0.48145466, 0.4578275, 0.40821073]
+  TRANSFORMS: ["random_resized_crop", "random_flip", "normalize"]
+OPTIM:
+  NAME: "sgd"
+  LR: 0.002
+  WARMUP_CONS_LR: 1e-5
+MODEL:
+  BACKBONE:
+    NAME: "ViT-B/16"
+TRAINER:
+  COOP:
+    CTX_INIT: "a photo of a"
+"""
+
+
+@pytest.fixture
+def cfg():
+    return config.get_cfg_default()
+
+
+def test_a_hosts_file_loads_and_means_the_same(cfg, tmp_path):
+    (tmp_path / "host.yaml").write_text(HOST_YAML)
+    config.merge_file(cfg, tmp_path / "host.yaml")
+    config.check_cfg(cfg)
+    assert cfg.INPUT.SIZE == (224, 224)
+    assert pytest.approx(1e-5) == cfg.OPTIM.WARMUP_CONS_LR
+    assert tuple(cfg.INPUT.TRANSFORMS) == ("random_resized_crop", "random_flip", "normalize")
+    assert cfg.TRAINER.COOP.CTX_INIT == "a photo of a"
+
+
+def test_defaults_are_copies(cfg):
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 7
+    assert config.get_cfg_default().DATALOADER.TRAIN_X.BATCH_SIZE == 32
+    assert cfg.DATALOADER.TRAIN_U.BATCH_SIZE == 32
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        (["TRAINER.COOP.NCTX", "4"], "Did you mean TRAINER.COOP.N_CTX"),
+        (["TRAINER.DHO.LAMDA", "0.5"], "TRAINER.DHO.LAMBDA"),
+        (["OPTIM.LR"], "KEY VALUE pairs"),
+        (["OPTIM.MAX_EPOCH", "ten"], "OPTIM.MAX_EPOCH: 'ten' is not a int"),
+        (["TRAINER.DHO", "0.5"], "TRAINER.DHO"),
+    ],
+)
+def test_a_slip_on_the_command_line_is_named(cfg, pairs, said):
+    with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
+        config.merge_pairs(cfg, pairs)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("OPTIM:\n  LRR: 0.1\n", "OPTIM.LR"),
+        ("OPTIM: [", "not readable as YAML"),
+        ("- 1\n- 2\n", "not readable as YAML"),
+        ("OPTIM:\n  LR: fast\n", "Type mismatch"),
+    ],
+)
+def test_a_broken_file_is_named(cfg, tmp_path, text, said):
+    (tmp_path / "broken.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=said) as error:
+        config.merge_file(cfg, tmp_path / "broken.yaml")
+    assert "broken.yaml" in str(error.value)
+
+
+def test_a_missing_file_lists_its_neighbours(cfg, tmp_path):
+    (tmp_path / "vit_b16.yaml").write_text("")
+    with pytest.raises(ConfigError, match="its folder holds: vit_b16"):
+        config.merge_file(cfg, tmp_path / "vit_b61.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("TRAINER.DHO.LAMBDA", "1.5"),
+        ("TRAINER.DHO.BETA", "0.0"),
+        ("TRAINER.DHO.KD_HEAD", "quadratic"),
+        ("DATASET.UNREADABLE", "retry"),
+        ("TRAIN.COUNT_ITER", "train"),
+        ("TEST.FINAL_MODEL", "best_test"),
+        ("DATASET.SUBSAMPLE_CLASSES", "base"),
+        ("DATALOADER.TEST.BATCH_SIZE", "0"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_named_with_what_is(cfg, key, value):
+    config.merge_pairs(cfg, [key, value])
+    with pytest.raises(ConfigError, match=f"{key} is .*{value}.*; allowed: "):
+        config.check_cfg(cfg)
+
+
+def test_transforms_that_views_do_not_know_are_refused(cfg):
+    cfg.INPUT.TRANSFORMS = ("random_flip", "randaugment")
+    with pytest.raises(ConfigError, match="randaugment"):
+        config.check_cfg(cfg)
+
+
+def test_two_configs_differ_only_in_what_changes_numbers(cfg):
+    mine, other = config.as_plain(cfg), config.as_plain(cfg)
+    other["DATALOADER"]["NUM_WORKERS"], other["DATASET"]["ROOT"] = 99, "/elsewhere"
+    assert config.differing_keys(mine, other) == []
+    other["OPTIM"]["LR"] = 1.0
+    assert config.differing_keys(mine, other) == ["OPTIM.LR: 1.0 there, 0.0003 here"]
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("configs/**/*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_config_loads(cfg, path):
+    config.merge_file(cfg, path)
+    config.check_cfg(cfg)

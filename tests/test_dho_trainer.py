@@ -1,0 +1,150 @@
+"""The DHO step against an independent float64 computation, and what learns in it."""
+
+import numpy as np
+import pytest
+import torch
+
+from dho_plugin.engine.registry import TRAINER_REGISTRY
+from dho_plugin.train import build_parser, check_names, setup_cfg
+
+
+def log_softmax(x):
+    x = x - x.max(1, keepdims=True)
+    return x - np.log(np.exp(x).sum(1, keepdims=True))
+
+
+def expected_loss(ce, kd_x, kd_u, teacher_x, teacher_u, labels, lambda_, eta):
+    """Eq. 6 and 7 as printed, with the released code's eta^2."""
+    loss_ce = -log_softmax(ce)[np.arange(len(labels)), labels].mean()
+    loss_kd = 0.0
+    for student, teacher in ((kd_x, teacher_x), (kd_u, teacher_u)):
+        if student is not None:
+            p, q = log_softmax(teacher / eta), log_softmax(student / eta)
+            loss_kd += (np.exp(p) * (p - q)).sum(1).mean() * eta**2
+    return lambda_ * loss_ce + (1 - lambda_) * loss_kd
+
+
+@pytest.fixture
+def build(command):
+    def build(trainer: str, *options: str):
+        cfg = setup_cfg(build_parser().parse_args(command(trainer, "run", *options)))
+        check_names(cfg)
+        trainer = TRAINER_REGISTRY.get(trainer)(cfg)
+        trainer.before_train()
+        trainer.before_epoch()
+        return trainer
+
+    return build
+
+
+def first_batches(trainer):
+    return [next(stream) for stream in trainer.streams]
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("unlabeled", ["True", "False"])
+def test_one_step_is_algorithm_1(build, unlabeled):
+    options = ("TRAINER.DHO.UNLABELED", unlabeled, "TRAINER.DHO.LAMBDA", "0.3", "TRAINER.DHO.ETA", "1.5")
+    trainer = build("CoOp_DHO", *options)
+    batches = first_batches(trainer)
+    assert len(batches) == (2 if unlabeled == "True" else 1)
+    student, teacher, kd_head = trainer.student, trainer.teacher.model, trainer.kd_head
+    with torch.no_grad():
+        z = [student.features(batch["img"]).double().numpy() for batch in batches]
+        t = [teacher.model.encode_image(batch["img_teacher"]).double().numpy() for batch in batches]
+        text = student.text_tower(student.prompt_learner(), student.prompt_learner.eot).double().numpy()
+    w_kd, w_teacher = kd_head.weight.detach().double().numpy(), teacher.head.weight.double().numpy()
+    kd = [unit(x) @ unit(w_kd).T / 0.01 for x in z]
+    from_teacher = [unit(x) @ unit(w_teacher).T / 0.01 for x in t]
+    ce = unit(z[0]) @ unit(text).T / 0.01
+    parts = ce, kd[0], *kd[1:2], *([None] if len(kd) == 1 else []), from_teacher[0]
+    wanted = expected_loss(*parts, from_teacher[1] if len(t) > 1 else None, batches[0]["label"].numpy(), 0.3, 1.5)
+    assert trainer.forward_backward(*batches)["loss"].item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_gradients_reach_what_learns_and_nothing_else(build):
+    trainer = build("CoOp_DHO")
+    before = {name: p.detach().clone() for name, p in trainer.net.named_parameters()}
+    trainer.forward_backward(*first_batches(trainer))
+    changed = {name for name, p in trainer.net.named_parameters() if not torch.equal(p, before[name])}
+    with_grad = {name for name, p in trainer.net.named_parameters() if p.grad is not None}
+    assert changed == with_grad == {"student.prompt_learner.ctx", "kd_head.weight"}
+    assert all(p.grad is None for p in trainer.teacher.model.parameters())
+
+
+def test_a_frozen_encoder_keeps_the_distillation_out_of_the_prompts(build):
+    """What MINI.md says of CoOp + DHO: the prompts' step is lambda times CoOp's own."""
+    plain, dho = build("CoOp"), build("CoOp_DHO", "INPUT.RRCROP_SCALE", "(0.08, 1.0)")
+    batch_x, batch_u = first_batches(dho)
+    plain.forward_backward(first_batches(plain)[0])
+    dho.forward_backward(batch_x, batch_u)
+    a, b = plain.student.prompt_learner.ctx.grad, dho.student.prompt_learner.ctx.grad
+    torch.testing.assert_close(b, 0.5 * a, rtol=1e-4, atol=1e-6)
+
+
+def test_student_and_teacher_see_the_same_view(build):
+    trainer = build("CoOp_DHO")
+    batch = first_batches(trainer)[0]
+    assert batch["img"].shape[-1] == 32
+    assert batch["img_teacher"].shape[-1] == 48
+    small = torch.nn.functional.interpolate(batch["img_teacher"], size=32, mode="bilinear", antialias=True)
+    pairs = zip(small.flatten(1), batch["img"].flatten(1), strict=True)
+    assert all(torch.corrcoef(torch.stack(pair))[0, 1] > 0.8 for pair in pairs)  # noise images: other views are near 0
+
+
+def test_the_placebo_is_the_students_own_zero_shot_classifier(build):
+    trainer = build("CoOp_DHO", "TRAINER.DHO.TEACHER.TYPE", "placebo")
+    batch = first_batches(trainer)[0]
+    assert "img_teacher" not in batch
+    # The KD head starts at the same class features, so at first there is nothing to learn from a placebo.
+    kd = trainer.kd_head(trainer.student.features(batch["img"]))
+    torch.testing.assert_close(trainer.teacher_logits([batch]), kd, rtol=1e-4, atol=1e-3)
+
+
+def test_the_kd_head_may_have_an_optimizer_of_its_own(build):
+    trainer = build("CoOp_DHO", "TRAINER.DHO.OPTIM.NAME", "adamw", "TRAINER.DHO.OPTIM.LR", "0.123")
+    assert isinstance(trainer._optims["kd_head"], torch.optim.AdamW)
+    assert trainer._optims["kd_head"].defaults["lr"] == 0.123
+    assert isinstance(trainer._optims["prompt_learner"], torch.optim.SGD)
+    assert build("CoOp_DHO")._optims["kd_head"].defaults["lr"] == 0.002
+
+
+SETTINGS = [
+    "TRAINER.COOP.PREC bf16",
+    "TRAINER.COOP.PREC fp16",
+    "TRAINER.DHO.KD_HEAD linear",
+    "TRAINER.DHO.INIT kaiming",
+    "TRAINER.COOP.CSC True TRAINER.COOP.CTX_INIT ",
+    "TRAINER.COOP.CLASS_TOKEN_POSITION middle",
+    "TRAINER.COOP.CLASS_TOKEN_POSITION front",
+    "DATALOADER.TRAIN_U.SAME_AS_X False DATALOADER.TRAIN_U.BATCH_SIZE 7",
+]
+
+
+@pytest.mark.parametrize("options", SETTINGS)
+def test_every_setting_takes_a_finite_step(build, options):
+    trainer = build("CoOp_DHO", *options.split(" "))
+    summary = trainer.forward_backward(*first_batches(trainer))
+    assert torch.isfinite(summary["loss"])
+    assert torch.isfinite(trainer.student.prompt_learner.ctx.grad).all()
+
+
+def test_the_classifier_of_an_evaluation_is_computed_once_and_follows_training(build):
+    trainer = build("CoOp_DHO")
+    images = first_batches(trainer)[0]["img"]
+    trainer.set_model_mode("eval")
+    with torch.no_grad():
+        first = trainer.model_inference(images)
+        assert torch.equal(first, trainer.model_inference(images))
+        assert trainer.student._classifier is trainer.student.classifier()
+    trainer.set_model_mode("train")
+    with torch.no_grad():
+        trainer.student.prompt_learner.ctx.normal_()
+    trainer.set_model_mode("eval")
+    with torch.no_grad():
+        second = trainer.model_inference(images)
+    assert not torch.allclose(first, second)
+    assert torch.allclose(second.exp().sum(1), torch.ones(len(images)), atol=1e-5)
