@@ -42,7 +42,7 @@ def build_accelerator(cfg, precision: str) -> Accelerator:
     mixed = {"fp32": "no", "bf16": "bf16"}.get(precision, "no" if on_cpu else "fp16")
     if on_cpu and precision in ("fp16", "amp"):
         print(f"Precision {precision} needs a GPU: computing in fp32")
-    AcceleratorState._reset_state()  # else a second trainer in one process would have to share the first one's precision
+    AcceleratorState._reset_state()  # a second trainer in this process may have another precision
     return Accelerator(mixed_precision=mixed, cpu=on_cpu)
 
 

@@ -12,7 +12,16 @@ from PIL import Image
 from torch import nn
 
 from dho_plugin.data.mini import pretrain, reference
-from dho_plugin.data.mini.pretrain import augment, learning_rate, losses, resize, train, word_targets
+from dho_plugin.data.mini.learning import (
+    augment,
+    learning_rate,
+    losses,
+    make_optimizer,
+    resize,
+    train_step,
+    word_targets,
+)
+from dho_plugin.data.mini.pretrain import Recipe, Stage, train
 from dho_plugin.data.mini.render import render
 from dho_plugin.data.mini.sets import SET_BY_NAME, adversarial_indices
 from dho_plugin.data.mini.world import A_LABELS
@@ -35,17 +44,18 @@ def test_resize_is_pils_bicubic(images):
 def test_augment_flips_crops_and_repeats(images):
     batch = torch.from_numpy(images)
     whole = batch.permute(0, 3, 1, 2)
-    seen = [augment(batch, 48, torch.Generator().manual_seed(k)) for k in range(60)]
+    seen = [augment(batch, 48, 1 / 3, torch.Generator().manual_seed(k)) for k in range(60)]
     kinds = ["whole" if torch.equal(x, whole) else "flip" if torch.equal(x, whole.flip(-1)) else "crop" for x in seen]
     assert all(x.shape == whole.shape for x in seen)
     assert all(abs(kinds.count(kind) - 20) < 14 for kind in ("whole", "flip", "crop"))
-    assert torch.equal(
-        augment(batch, 32, torch.Generator().manual_seed(3)), augment(batch, 32, torch.Generator().manual_seed(3))
-    )
+    never = [augment(batch, 48, 0.0, torch.Generator().manual_seed(k)) for k in range(20)]
+    assert all(torch.equal(x, whole) or torch.equal(x, whole.flip(-1)) for x in never)
+    first, second = (augment(batch, 32, 1 / 3, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, second)
 
 
 def test_learning_rate_warms_up_and_anneals():
-    rates = [learning_rate(step, 1000) for step in range(1000)]
+    rates = [learning_rate(step, 1000, 2e-3) for step in range(1000)]
     assert rates[0] == pytest.approx(2e-3 / 150)
     assert max(rates) == pytest.approx(2e-3, rel=0.06)
     assert rates[-1] == pytest.approx(2e-5, rel=0.01)
@@ -80,12 +90,19 @@ def test_losses_against_numpy(images):
     assert bag.item() == pytest.approx(-(targets.numpy() * log_softmax(f @ w.T + b)).sum(1).mean(), rel=0.02)
 
 
-def test_training_writes_loadable_weights_that_repeat(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def quick(monkeypatch):
+    """Two stages of two steps, judged on few images."""
     monkeypatch.setattr(pretrain, "EVALUATIONS", 1)
     monkeypatch.setattr(pretrain, "zero_shot", partial(pretrain.zero_shot, per_class=1))
+    stages = (Stage(64, cropped=0.5, horizon=128), Stage(64, peak=1e-3))
+    monkeypatch.setitem(pretrain.RECIPES, "student", Recipe(pretrain.STUDENT_NOISE, 32, stages))
+
+
+def test_training_writes_loadable_weights_that_repeat(tmp_path, quick, capsys):
     written = []
     for _ in range(2):
-        train("student", tmp_path, samples=192 * 3, corpus_size=4_000)
+        train("student", tmp_path, samples=96, corpus_size=4_000)
         written.append((tmp_path / "student.safetensors").read_bytes())
     first, second = written
     assert first == second
@@ -95,19 +112,26 @@ def test_training_writes_loadable_weights_that_repeat(tmp_path, monkeypatch, cap
     assert "zero-shot on training images" in capsys.readouterr().out
 
 
-def test_contrastive_learning_learns(images):
+def test_a_killed_training_goes_on_after_the_last_whole_stage(tmp_path, quick):
+    train("student", tmp_path, corpus_size=4_000)
+    result = (tmp_path / "student.safetensors").read_bytes()
+    stage1 = (tmp_path / "student.stage1.safetensors").read_bytes()
+    assert stage1 != result
+    (tmp_path / "student.safetensors").unlink()
+    train("student", tmp_path, corpus_size=4_000)
+    assert (tmp_path / "student.safetensors").read_bytes() == result
+    assert (tmp_path / "student.stage1.safetensors").read_bytes() == stage1
+
+
+def test_contrastive_learning_learns():
     """A few steps on one batch must bring the loss well below chance."""
     torch.manual_seed(0)
     model, tokens = build_mini("mini-student").train(), torch.randint(1, 100, (32, 16))
     words = nn.Linear(128, model.vocab_size)
-    optimizer = pretrain.make_optimizer(model, words)
-    x, targets = torch.randn(32, 3, 32, 32), word_targets(tokens, model.vocab_size)
+    optimizer, x = make_optimizer(model, words), torch.randn(32, 3, 32, 32)
     for _ in range(25):
-        contrastive, bag = losses(model, words, x, tokens, targets)
-        optimizer.zero_grad()
-        (contrastive + bag).backward()
-        optimizer.step()
-    assert contrastive.item() < 0.6 * math.log(32)
+        contrastive, _bag = train_step(model, words, optimizer, x, tokens)
+    assert contrastive < 0.6 * math.log(32)
 
 
 def test_adversarial_images_are_a_part_of_the_hard_pool():

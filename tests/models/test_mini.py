@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from dho_plugin.data.mini.captions import SIBLINGS, vocabulary
-from dho_plugin.data.mini.pretrain import normalize, resize, zero_shot
+from dho_plugin.data.mini.learning import normalize, resize
+from dho_plugin.data.mini.pretrain import zero_shot
 from dho_plugin.data.mini.render import render
 from dho_plugin.data.mini.sets import SET_BY_NAME
 from dho_plugin.data.mini.world import CLASSES

@@ -98,7 +98,7 @@ class CaptionNoise:
 
 # The class names must be RARE words for the student, or zero-shot recognition leaves nothing to adapt: a fixed number
 # of uses a word. The class names are the first synonyms; the others give easier and harder names to study.
-STUDENT_NOISE = CaptionNoise(0.08, 0.12, 0.25, 0.25, quota=(15, 10, 20, 30), sibling_quota=(4, 3, 5, 8))
+STUDENT_NOISE = CaptionNoise(0.08, 0.12, 0.25, 0.25, quota=(12, 10, 15, 20), sibling_quota=(3, 3, 4, 5))
 TEACHER_NOISE = CaptionNoise(0.02, 0.04, 0.15, 0.10, synonym=0.04)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dho_plugin.data.mini.corpus import CORPUS_SIZE, corpus_images, corpus_labels
-from dho_plugin.data.mini.pretrain import normalize, resize
+from dho_plugin.data.mini.learning import normalize, resize
 from dho_plugin.data.mini.render import render
 from dho_plugin.data.mini.sets import SET_BY_NAME
 from dho_plugin.data.mini.world import CLASSES

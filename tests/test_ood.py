@@ -1,0 +1,67 @@
+"""Scoring stored logits again: alpha and beta are changed afterwards, without the model."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from dho_plugin import ood
+from dho_plugin.engine.evaluator import TestLogits, score
+from dho_plugin.train import main as train
+
+
+@pytest.fixture
+def run(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    for name in ("imagenet_a", "val", "imagenetv2", "imagenet_sketch", "imagenet_r", "validation"):
+        ce, kd = torch.randn(2, 60, 5, generator=g)
+        labels = torch.randint(0, 5, (60,), generator=g)
+        TestLogits(ce, kd, labels, tuple("abcde")).save(tmp_path / "run" / "logits" / f"{name}.safetensors")
+    (tmp_path / "run" / "results.json").write_text(json.dumps({"alpha": 0.5, "beta": 1.0}))
+    return tmp_path / "run"
+
+
+def test_a_run_is_scored_at_its_own_mixing_by_default(run):
+    found = ood.rescore(run)
+    assert list(found) == ["val", "imagenetv2", "imagenet_sketch", "imagenet_r", "imagenet_a"]
+    assert found["val"] == score(TestLogits.load(run / "logits" / "val.safetensors"), 0.5, 1.0)
+
+
+def test_alpha_and_beta_may_be_changed(run, capsys, tmp_path):
+    assert ood.main(["--alpha", "0.4", "--beta", "0.5", str(run), "--json", str(tmp_path / "out.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "alpha 0.4, beta 0.5" in printed
+    content = json.loads((tmp_path / "out.json").read_text())[str(run)]
+    assert content["imagenet_r"] == score(TestLogits.load(run / "logits" / "imagenet_r.safetensors"), 0.4, 0.5)
+    mean = sum(content[name]["accuracy"] for name in ood.SHIFTED) / 4
+    assert float(re.search(r"OOD mean\s+([\d.]+)", printed)[1]) == pytest.approx(mean, abs=0.05)
+
+
+def test_the_search_looks_at_the_validation_split_alone(run, capsys):
+    stored = TestLogits.load(run / "logits" / "validation.safetensors")
+    alpha, beta = ood.search(run)
+    best = max(
+        score(stored, a / 10, b)["accuracy"] for a in range(11) for b in (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
+    )
+    assert score(stored, alpha, beta)["accuracy"] == pytest.approx(best)
+    (run / "logits" / "validation.safetensors").unlink()
+    assert ood.main(["--search", str(run)]) == 2
+    assert "never chosen on test data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--alpha", "1.5"], "ALPHA is 1.5"), (["--beta", "0"], "BETA is 0"), ([], "")],
+)
+def test_bad_input_is_one_message(run, capsys, options, said, tmp_path):
+    folder = run if options else tmp_path / "nowhere"
+    assert ood.main([*options, str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+
+
+def test_the_runs_own_numbers_come_back(command, tmp_path):
+    assert train(command("CoOp_DHO", "run")) == 0
+    assert ood.rescore(tmp_path / "run") == json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]

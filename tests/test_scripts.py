@@ -1,0 +1,60 @@
+"""The shell scripts, run as README says, on a tiny tree with tiny CLIPs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*words: str, **settings: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **settings}
+    return subprocess.run(["bash", *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.sh")), ids=lambda path: path.name)
+def test_bash_can_read_them(script):
+    assert run("-n", str(script)).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "usage: bash scripts/coop_dho.sh DATASET SHOTS"),
+        (("imagnet", "16"), "unknown data set 'imagnet'; there are: imagenet.yaml"),
+        (("imagenet", "many"), "SHOTS is 'many'"),
+    ],
+)
+def test_bad_words_are_one_message(words, said):
+    done = run("scripts/coop_dho.sh", *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_a_machine_without_imagenet_is_told_what_must_lie_where(tmp_path):
+    done = run("scripts/coop_dho.sh", "imagenet", "16", DATA=str(tmp_path), OUTPUT=str(tmp_path / "out"))
+    assert done.returncode != 0
+    assert f"{tmp_path}/imagenet/images/val: no such folder" in done.stderr
+    assert "DATASETS.md" in done.stderr
+
+
+def test_the_real_data_s_path_from_images_to_table(imagenet_tree, tiny_weights, tmp_path):
+    tree = imagenet_tree(classes=4, train=6, test=2)
+    settings = {
+        "DATA": str(tree.root), "OUTPUT": str(tmp_path / "out"), "SEEDS": "1 2", "JOBS": "2",
+        "STUDENT_CKPT": tiny_weights[0], "TEACHER_CKPT": tiny_weights[1],
+    }  # fmt: skip
+    words = ("scripts/coop_dho.sh", "imagenet", "2", "OPTIM.MAX_EPOCH", "1", "DATALOADER.NUM_WORKERS", "0")
+    done = run(*words, **settings)
+    assert done.returncode == 0, done.stderr
+    table = done.stdout[done.stdout.rindex("Method") :]
+    assert "CLIP zero-shot ViT-B/16" in table
+    assert "CLIP zero-shot ViT-L/14@336px" in table
+    assert "CoOp + DHO" in table
+    assert (tmp_path / "out/imagenet/CoOp_DHO/vit_b16_ep50_ctxv1_2shots/seed2/results.json").exists()
+    again = run(*words, **settings)
+    assert again.stdout.count("skipped") == 4
+    assert again.stdout[again.stdout.rindex("Method") :] == table
