@@ -56,6 +56,7 @@ class DHOTrainer(HeadEvaluation, TrainerXU):
         if self._clip is None:
             node = self.cfg.MODEL.BACKBONE
             self._clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT)
+            self._clip.model.to(self.device)  # before its class features: thousands of prompts are slow on a CPU
         return self._clip
 
     def build_model(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import secrets
 import sys
 from collections.abc import Sequence
@@ -143,6 +144,8 @@ def run(args: argparse.Namespace) -> None:
     """
     from dho_plugin.engine.logger import locked, logged_to
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("one run on several processes (torchrun) is not supported yet: start one process a run")
     cfg = setup_cfg(args)
     check_names(cfg)
     with locked(cfg.OUTPUT_DIR):

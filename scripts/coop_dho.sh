@@ -21,6 +21,7 @@ setup_python "" dho_plugin
 prepare_data "$dataset"
 if [ "$dataset" = mini ]; then
   config=mini_ep10 student=mini teacher=mini
+  side_by_side
 else
   config=vit_b16_ep50_ctxv1 student=vit_b16 teacher=vit_l14_336
 fi

@@ -1,13 +1,13 @@
 # Shared by all scripts (sourced): Python set-up, data, runs over seeds, the table.
 # Settings from the environment: DATA (default data), OUTPUT (default output), SEEDS (default "1 2 3"),
-# JOBS (runs side by side, default 1), PYTHON (interpreter to start from, default python3),
+# JOBS (runs side by side, default 1; on mini the number of cores, at most 4), PYTHON (interpreter to start from, default python3),
 # STUDENT_CKPT and TEACHER_CKPT (local weight files in place of the hub's).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 DATA=${DATA:-data}
 OUTPUT=${OUTPUT:-output}
 SEEDS=${SEEDS:-1 2 3}
-JOBS=${JOBS:-1}
+JOBS=${JOBS:-}
 
 die() {
   echo "error: $*" >&2
@@ -67,9 +67,17 @@ zero_shot() {
     ${4:+MODEL.BACKBONE.CKPT "$4"}
 }
 
+# Small models use several cores better in several runs than in several threads.
+side_by_side() {
+  local cores
+  cores=$(nproc)
+  JOBS=${JOBS:-$((cores < 4 ? cores : 4))}
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > JOBS ? cores / JOBS : 1))}
+}
+
 # Start a command, with at most JOBS at a time; the first one that fails ends the script.
 background() {
-  if [ "$JOBS" -le 1 ]; then
+  if [ "${JOBS:-1}" -le 1 ]; then
     "$@"
     return
   fi

@@ -302,3 +302,9 @@ def test_grayscale_and_palette_images_train(command, tmp_path):
     ):
         Image.open(image).convert(mode).save(image, format="PNG" if mode == "P" else "JPEG")
     assert main(line) == 0
+
+
+def test_several_processes_are_refused_rather_than_half_supported(command, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(command("CoOp", "run")) == 2
+    assert "torchrun" in capsys.readouterr().err

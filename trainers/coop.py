@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dho_plugin.core.heads import cosine_logits
 from dho_plugin.dho_trainer import DHOTrainer
 from dho_plugin.engine.data import ClassInfo
 from dho_plugin.engine.registry import TRAINER_REGISTRY
@@ -18,7 +18,7 @@ from dho_plugin.models.text_tower import TextTower
 
 
 class CoOpStudent(Student):
-    """A frozen CLIP whose text classifier is built from learned prompts: logits = scale * cos(f_X(x), f_T(prompt_c)).
+    """A frozen CLIP whose text classifier is built from learned prompts: logits = cos(f_X(x), f_T(prompt_c)) / zeta.
 
     Args:
         clip: the frozen CLIP.
@@ -29,7 +29,7 @@ class CoOpStudent(Student):
     def __init__(self, clip: LoadedCLIP, prompt_learner: PromptLearner, tower: TextTower):
         super().__init__()
         self.clip_model, self.prompt_learner, self.text_tower = clip.model, prompt_learner, tower
-        self.feature_dim, self.scale = clip.feature_dim, clip.scale
+        self.feature_dim, self.zeta = clip.feature_dim, clip.zeta
         self._classifier: Tensor | None = None
 
     def train(self, mode: bool = True) -> CoOpStudent:
@@ -45,15 +45,14 @@ class CoOpStudent(Student):
         return self.clip_model.encode_image(images).detach()
 
     def classifier(self) -> Tensor:
-        """Return the prompts' unit features (C, D); in evaluation they are computed once."""
+        """Return the prompts' features (C, D); in evaluation they are computed once."""
         if self.training or self._classifier is None:
-            prompts = self.text_tower(self.prompt_learner(), self.prompt_learner.eot)
-            self._classifier = F.normalize(prompts.float(), dim=-1)
+            self._classifier = self.text_tower(self.prompt_learner(), self.prompt_learner.eot)
         return self._classifier
 
     def logits_ce(self, features: Tensor) -> Tensor:
         """Return the prompted text classifier's logits, (B, C) float32."""
-        return self.scale * F.normalize(features.float(), dim=-1) @ self.classifier().t()
+        return cosine_logits(features, self.classifier(), self.zeta)
 
     def learnable(self) -> dict[str, nn.Module]:
         """Return the prompt learner, under the original's name."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dho_plugin.core.heads import CosineHead
@@ -31,8 +30,8 @@ class ZeroshotStudent(Student):
         self.head = CosineHead(features.shape[1], len(features), clip.zeta, init=features).requires_grad_(False)
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the unit image features (B, D)."""
-        return F.normalize(self.clip_model.encode_image(images).float(), dim=-1)
+        """Return the image features (B, D)."""
+        return self.clip_model.encode_image(images)
 
     def logits_ce(self, features: Tensor) -> Tensor:
         """Return cos / zeta, (B, C)."""

@@ -32,10 +32,27 @@ class LinearHead(nn.Linear):
             nn.init.zeros_(self.bias)
 
 
+def cosine_logits(features: Tensor, weight: Tensor, zeta: float) -> Tensor:
+    """cos(z, w_c) / zeta for every class (DHO, Eq. 1 and 10), in fp32 or wider also under autocast.
+
+    Divided by zeta = 0.01, half precision would be wrong by up to 0.4 a logit.
+
+    Args:
+        features: (B, D) float of any width and length.
+        weight: (C, D) float, a row a class, of any length; zero rows and features have cosine 0 with everything.
+        zeta: temperature, > 0.
+
+    Returns:
+        (B, C), fp32 (fp64 for fp64 weights).
+    """
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    with torch.autocast(device_type=features.device.type, enabled=False):
+        return F.linear(_unit(features.to(dtype)), _unit(weight.to(dtype))) / zeta
+
+
 class CosineHead(nn.Module):
     """cos(z, w_c) / zeta, the KD head aligned with a CLIP teacher (DHO, Eq. 10).
 
-    Computed in fp32 also under autocast: divided by zeta = 0.01, half precision would be wrong by up to 0.4 a logit.
     A feature or row of zero length has cosine 0 with everything and receives no gradient.
 
     Args:
@@ -66,9 +83,7 @@ class CosineHead(nn.Module):
         Returns:
             (B, C), fp32 (fp64 for an fp64 head).
         """
-        dtype = torch.promote_types(self.weight.dtype, torch.float32)
-        with torch.autocast(device_type=features.device.type, enabled=False):
-            return F.linear(_unit(features.to(dtype)), _unit(self.weight.to(dtype))) / self.zeta
+        return cosine_logits(features, self.weight, self.zeta)
 
     def extra_repr(self) -> str:
         """Sizes and zeta, for `print(model)`."""

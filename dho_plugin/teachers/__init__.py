@@ -44,6 +44,7 @@ def build_teacher(cfg, student: LoadedCLIP, classes: Sequence[ClassInfo], templa
         clip = student
     else:
         clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, key="TRAINER.DHO.TEACHER")
+        clip.model.to(student.device)  # before its class features: thousands of prompts are slow on a CPU
     return Teacher(ZeroShotTeacher(clip, names, templates, cfg.TRAINER.DHO.ZETA), clip.preprocess)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dho_plugin.core.heads import CosineHead
@@ -37,4 +36,4 @@ class ZeroShotTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (B, C) fp32 of images (B, 3, H, W) in the teacher's own size and normalization."""
-        return self.head(F.normalize(self.model.encode_image(images).float(), dim=-1))
+        return self.head(self.model.encode_image(images))

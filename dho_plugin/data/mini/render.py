@@ -111,12 +111,13 @@ def _rows(p: SimpleNamespace, present: torch.Tensor) -> tuple[torch.Tensor, Simp
 
 
 def _add_clutter(image, p: SimpleNamespace, x, y, k: int) -> None:
-    rows, s = _rows(p, getattr(p, f"clutter{k}"))
-    get = lambda name: getattr(s, f"clutter{k}{name}")  # noqa: E731
-    u = ((x - get("_x")) / get("_scale")).expand(-1, SIZE, -1)
-    v = ((y - get("_y")) / get("_scale")).expand(-1, -1, SIZE)
-    cover = (_coverage(_signed_distance(get("_shape"), u, v) * get("_scale")) * get(""))[:, None]
-    image[rows] = image[rows] * (1 - cover) + get("_color") * cover
+    name = f"clutter{k}"
+    rows, s = _rows(p, getattr(p, name))
+    left, top, scale = (getattr(s, f"{name}_{part}") for part in ("x", "y", "scale"))
+    u, v = ((x - left) / scale).expand(-1, SIZE, -1), ((y - top) / scale).expand(-1, -1, SIZE)
+    distance = _signed_distance(getattr(s, f"{name}_shape"), u, v) * scale
+    cover = (_coverage(distance) * getattr(s, name))[:, None]
+    image[rows] = image[rows] * (1 - cover) + getattr(s, f"{name}_color") * cover
 
 
 def _add_object(image, p: SimpleNamespace, x, y, texture) -> torch.Tensor:
