@@ -1,5 +1,8 @@
 """Typed errors: every message names the key or path, what was found, what is allowed and what to do next."""
 
+import sys
+from collections.abc import Callable
+
 
 class DHOError(Exception):
     """Base of all errors that this package raises on purpose."""
@@ -19,3 +22,24 @@ class CacheError(DHOError):
 
 class CheckpointError(DHOError):
     """A checkpoint is missing, damaged, or belongs to another model."""
+
+
+class TrainingError(DHOError):
+    """Training cannot go on: the loss is no longer finite."""
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Run a command line and return its exit code: an error that the user can mend is one message, not a traceback.
+
+    Args:
+        command: does the work, and raises a DHOError where it cannot.
+
+    Returns:
+        0, or 2 after such an error.
+    """
+    try:
+        command()
+    except DHOError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    return 0

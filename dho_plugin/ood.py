@@ -12,7 +12,7 @@ from tabulate import tabulate
 from dho_plugin.core.inference import search_alpha_beta
 from dho_plugin.engine.evaluator import TestLogits, score
 from dho_plugin.engine.files import read_json, write_json
-from dho_plugin.errors import CacheError, ConfigError, DHOError
+from dho_plugin.errors import CacheError, ConfigError, run_command
 
 SHIFTED = ("imagenetv2", "imagenet_sketch", "imagenet_r", "imagenet_a")
 COLUMNS = ("accuracy", "ce_head_accuracy", "kd_head_accuracy", "macro_f1", "n")
@@ -91,23 +91,23 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def report(args: argparse.Namespace) -> None:
+    """Score the runs of a command line, print their tables and write the metrics where asked."""
+    results = {}
+    for run_dir in args.run_dir:
+        alpha, beta = search(run_dir) if args.search else (args.alpha, args.beta)
+        results[run_dir] = rescore(run_dir, alpha, beta)
+        first = next(iter(results[run_dir].values()))
+        mixed = f"alpha {first['alpha']}, beta {first['beta']}" if "alpha" in first else "no KD head"
+        print(f"{run_dir}: {mixed}\n{table(results[run_dir])}\n")
+    if args.json:
+        write_json(args.json, results)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     args = build_parser().parse_args(argv)
-    try:
-        results = {}
-        for run_dir in args.run_dir:
-            alpha, beta = search(run_dir) if args.search else (args.alpha, args.beta)
-            results[run_dir] = rescore(run_dir, alpha, beta)
-            first = next(iter(results[run_dir].values()))
-            mixed = f"alpha {first['alpha']}, beta {first['beta']}" if "alpha" in first else "no KD head"
-            print(f"{run_dir}: {mixed}\n{table(results[run_dir])}\n")
-        if args.json:
-            write_json(args.json, results)
-    except DHOError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: report(args))
 
 
 if __name__ == "__main__":

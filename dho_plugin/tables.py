@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
+from yacs.config import CfgNode
 
-from dho_plugin.errors import DataError, DHOError
+from dho_plugin.engine.config import differing_keys, flatten
+from dho_plugin.errors import DataError, run_command
 
 TEST_SETS = {"val": "Val", "imagenetv2": "V2", "imagenet_sketch": "Sketch", "imagenet_r": "R", "imagenet_a": "A"}
 SHIFTED = ("imagenetv2", "imagenet_sketch", "imagenet_r", "imagenet_a")
 FORMATS = {"plain": "simple", "markdown": "github", "latex": "latex_raw", "csv": ""}
 _GROUP_KEYS = ("dataset", "trainer", "method", "shots", "unlabeled", "teacher", "config_name")
-_PER_RUN = ("SEED", "OUTPUT_DIR")
 
 
 @dataclass(frozen=True)
@@ -135,12 +136,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", choices=FORMATS, default="plain")
     parser.add_argument("--decimals", type=int, choices=range(7), default=1, metavar="0-6")
     args = parser.parse_args(argv)
-    try:
-        print(format_table(build_rows(find_results(args.directories)), args.format, args.decimals))
-    except DHOError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(
+        lambda: print(format_table(build_rows(find_results(args.directories)), args.format, args.decimals))
+    )
 
 
 def _warn(message: str) -> None:
@@ -156,7 +154,9 @@ def _read(path: Path) -> dict[str, Any] | None:
     if problem:
         _warn(f"skipping {path}: {problem}")
         return None
-    return {**result, "path": path}
+    # A run that was evaluated once more counts where it was trained.
+    evaluated = result.get("model_dir") and (Path(result["model_dir"]) / "results.json").is_file()
+    return None if evaluated else {**result, "path": path}
 
 
 def _find_problem(result: Any) -> str | None:
@@ -184,7 +184,7 @@ def _is_zero_shot(result: dict[str, Any]) -> bool:
 
 
 def _backbone(result: dict[str, Any]) -> str | None:
-    return _flatten(result.get("config")).get("MODEL.BACKBONE.NAME")
+    return dict(flatten(CfgNode(result.get("config") or {}))).get("MODEL.BACKBONE.NAME")
 
 
 def _order(result: dict[str, Any], students: set[str | None]) -> tuple:
@@ -242,22 +242,11 @@ def _summarize(values: list[float]) -> Score | None:
 def _warn_of_differences(runs: list[dict[str, Any]]) -> None:
     first = runs[0]
     for run in runs[1:]:
-        left, right = (_flatten(each.get("config")) for each in (first, run))
-        keys = [key for key in sorted({*left, *right}) if left.get(key) != right.get(key) and key not in _PER_RUN]
+        keys = [k for k in differing_keys(run.get("config") or {}, first.get("config") or {}) if k[:5] != "SEED:"]
         if keys:
-            shown = ", ".join(f"{key} {left.get(key)!r} / {right.get(key)!r}" for key in keys)
-            _warn(f"one row averages runs that differ in {shown}: {first['path']} and {run['path']}")
+            _warn(f"one row averages runs that differ: {first['path']} and {run['path']}: {'; '.join(keys)}")
         if set(first["metrics"]) != set(run["metrics"]):
             _warn(f"one row averages runs with different test sets: {first['path']} and {run['path']}")
-
-
-def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(config, dict):
-        return {prefix: config} if prefix else {}
-    flat = {}
-    for key, value in config.items():
-        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def _shown_labels(rows: Sequence[Row]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dho_plugin.engine.config import as_plain, dataset_label, differing_keys, get_cfg_default, merge_file, merge_pairs
 from dho_plugin.engine.files import read_json
-from dho_plugin.errors import ConfigError, DHOError
+from dho_plugin.errors import ConfigError, run_command
 
 # Flags that set one config key each.
 FLAG_KEYS = {
@@ -82,25 +82,23 @@ def draw_seed(output_dir: str) -> int:
     return read_json(path)["SEED"] if path.exists() else secrets.randbelow(2**31)
 
 
-def check_output(cfg) -> bool:
-    """Check that OUTPUT_DIR is new or belongs to this very run.
+def differences(cfg) -> list[str]:
+    """Return in which keys the run that OUTPUT_DIR holds differs from this one; [] for a new folder or the same run."""
+    path = Path(cfg.OUTPUT_DIR) / "config.json"
+    return differing_keys(as_plain(cfg), read_json(path)) if path.exists() else []
 
-    Returns:
-        Whether the run is complete already.
+
+def check_output(cfg) -> None:
+    """Check that OUTPUT_DIR is new or belongs to this very run.
 
     Raises:
         ConfigError: the folder holds a run of another configuration; the message lists what differs.
     """
-    directory, plain = Path(cfg.OUTPUT_DIR), as_plain(cfg)
-    path = directory / "config.json"
-    if path.exists():
-        differ = differing_keys(plain, read_json(path))
-        if differ:
-            raise ConfigError(
-                f"OUTPUT_DIR {str(directory)!r} belongs to another configuration; choose another --output-dir, or "
-                "delete it to start over. They differ in:\n  " + "\n  ".join(differ)
-            )
-    return (directory / "results.json").exists()
+    if differ := differences(cfg):
+        raise ConfigError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} belongs to another configuration; choose another --output-dir, or "
+            "delete it to start over. They differ in:\n  " + "\n  ".join(differ)
+        )
 
 
 def print_header(args: argparse.Namespace, cfg) -> None:
@@ -142,35 +140,31 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         DHOError: anything that the user can mend.
     """
-    from dho_plugin.engine.logger import locked, logged_to
-
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("one run on several processes (torchrun) is not supported yet: start one process a run")
     cfg = setup_cfg(args)
+    if not args.eval_only and (Path(cfg.OUTPUT_DIR) / "results.json").exists() and not differences(cfg):
+        print(f"{cfg.OUTPUT_DIR} is complete (results.json is there): skipped. Delete the folder to run it again.")
+        return
     check_names(cfg)
-    with locked(cfg.OUTPUT_DIR):
-        if check_output(cfg) and not args.eval_only:
-            print(f"{cfg.OUTPUT_DIR} is complete (results.json is there): skipped. Delete the folder to run it again.")
-            return
-        with logged_to(cfg.OUTPUT_DIR):
-            print_header(args, cfg)
-            trainer = build_trainer(cfg)
-            trainer.config_name = Path(args.config_file).stem or dataset_label(cfg)
-            if args.eval_only:
-                trainer.evaluate_only(args.model_dir, args.load_epoch)
-            elif not args.no_train:
-                trainer.train()
+
+    from dho_plugin.engine.logger import locked, logged_to  # here: skipping a complete run must not wait for torch
+
+    with locked(cfg.OUTPUT_DIR), logged_to(cfg.OUTPUT_DIR):
+        check_output(cfg)
+        print_header(args, cfg)
+        trainer = build_trainer(cfg)
+        trainer.config_name = Path(args.config_file).stem or dataset_label(cfg)
+        if args.eval_only:
+            trainer.evaluate_only(args.model_dir, args.load_epoch)
+        elif not args.no_train:
+            trainer.train()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; an error that the user can mend is one message, not a traceback."""
+    """Run the command line."""
     args = build_parser().parse_args(argv)
-    try:
-        run(args)
-    except DHOError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -216,8 +216,18 @@ def test_differing_configs_in_one_row_are_named(tmp_path, capsys):
     write(tmp_path / "other", [62] * 5, seed=3, config={"SEED": 3, "OPTIM": {"LR": 0.1}})
     assert rows_of(tmp_path)[0].seeds == 3
     error = capsys.readouterr().err
-    assert "OPTIM.LR 0.1 / None" in error or "OPTIM.LR None / 0.1" in error
+    assert "OPTIM.LR: None there, 0.1 here" in error or "OPTIM.LR: 0.1 there, None here" in error
     assert "SEED" not in error
+
+
+def test_a_run_that_was_evaluated_once_more_counts_where_it_was_trained(tmp_path):
+    write(tmp_path / "trained", [60] * 5)
+    again = json.loads((tmp_path / "trained" / "results.json").read_text())
+    for name, model_dir in (("again", tmp_path / "trained"), ("elsewhere", tmp_path / "no_results_there")):
+        (tmp_path / name).mkdir()
+        content = {**again, "model_dir": str(model_dir), "dataset": name}
+        (tmp_path / name / "results.json").write_text(json.dumps(content))
+    assert [row.labels["Dataset"] for row in rows_of(tmp_path)] == ["elsewhere", "mini"]
 
 
 def test_a_seed_counts_once(tmp_path, capsys):

@@ -8,42 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dho_plugin.engine.config import PRECISIONS, as_plain, check_cfg
+from dho_plugin.engine.config import as_plain, check_cfg
 from dho_plugin.engine.data import DatasetBase
+from dho_plugin.engine.device import build_accelerator
 from dho_plugin.engine.files import write_json
 from dho_plugin.engine.meters import AverageMeter, MetricMeter
 from dho_plugin.engine.model_store import ModelStore
 from dho_plugin.engine.registry import DATASET_REGISTRY
 from dho_plugin.engine.streams import TrainingStreams
-from dho_plugin.errors import CheckpointError, ConfigError, DHOError
-
-
-class TrainingError(DHOError):
-    """Training cannot go on: the loss is no longer finite."""
-
-
-def build_accelerator(cfg, precision: str) -> Accelerator:
-    """Return the Accelerator of a run: the accelerator where there is one and USE_CUDA allows it, else the CPU.
-
-    `fp16` and `amp` are fp16 autocast with a gradient scaler; a CPU, which has no such thing, computes in fp32.
-
-    Raises:
-        ConfigError: unknown precision.
-    """
-    if precision not in PRECISIONS:
-        raise ConfigError(f"TRAINER.*.PREC is {precision!r}; allowed: {', '.join(PRECISIONS)}")
-    on_cpu = not (cfg.USE_CUDA and torch.cuda.is_available())
-    mixed = {"fp32": "no", "bf16": "bf16"}.get(precision, "no" if on_cpu else "fp16")
-    if on_cpu and precision in ("fp16", "amp"):
-        print(f"Precision {precision} needs a GPU: computing in fp32")
-    AcceleratorState._reset_state()  # a second trainer in this process may have another precision
-    return Accelerator(mixed_precision=mixed, cpu=on_cpu)
+from dho_plugin.errors import CheckpointError, TrainingError
 
 
 class TrainerX(ModelStore, TrainingStreams):
@@ -119,7 +96,8 @@ class TrainerX(ModelStore, TrainingStreams):
     def before_train(self) -> None:
         """Resume where a checkpoint is, open tensorboard's writer and the data streams."""
         self.dataset.require_training()
-        self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
+        own = self.output_dir if self.common_epoch(self.output_dir) else ""
+        self.start_epoch = self.resume_model_if_exist(own or self.cfg.RESUME or self.output_dir)
         self.num_batches = self.steps_per_epoch()
         self.time_start = time.time()
         self.streams: list[Iterator[dict]] = []
@@ -176,7 +154,7 @@ class TrainerX(ModelStore, TrainingStreams):
 
     def before_epoch(self) -> None:
         """Make an epoch's random draws a function of (seed, epoch), so that a resumed run repeats them."""
-        set_seed(self.cfg.SEED * 100_003 + self.epoch)
+        set_seed((self.cfg.SEED * 100_003 + self.epoch) % 2**32)
         self.set_model_mode("train")
 
     def run_epoch(self) -> None:
