@@ -1,7 +1,10 @@
 import errno
 import json
 import runpy
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -184,3 +187,37 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "mini.json").write_text("{}")
     assert run_module(monkeypatch, *arguments) == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    """A SIGKILL must not leave processes behind."""
+    code = (
+        "import os, sys, time\n"
+        "from dho_plugin.data.mini.pool import block_map\n"
+        "if __name__ == '__main__':\n"
+        "    with block_map(1) as run:\n"
+        "        print(*run(os.path.getsize, ['/']), flush=True)\n"
+        "        children = open(f'/proc/self/task/{os.getpid()}/children').read().split()\n"
+        "        print(*children, flush=True)\n"
+        "        time.sleep(60)\n"
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    parent.stdout.readline()
+    children = parent.stdout.readline().split()
+    assert children
+    assert all(map(is_running, children))
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while any(map(is_running, children)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_running, children))

@@ -1,9 +1,6 @@
 """The pretraining corpus of the mini world: unique images with a student's and a teacher's captions."""
 
 import os
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +9,7 @@ from tqdm import tqdm
 from dho_plugin.data.mini.captions import CaptionNoise, captions, rare_words
 from dho_plugin.data.mini.hashing import normal, uniform
 from dho_plugin.data.mini.params import Params, sample
+from dho_plugin.data.mini.pool import block_map
 from dho_plugin.data.mini.render import render
 from dho_plugin.data.mini.world import CLASSES, SIZE, shapes_and_patterns
 
@@ -80,8 +78,6 @@ def corpus_images(path: Path, size: int = CORPUS_SIZE, workers: int = 0) -> np.n
 
 def _render_all(path: Path, size: int, workers: int) -> None:
     starts = range(0, size, BLOCK)
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers else nullcontext()
-    with pool as executor, tqdm(total=size, desc="corpus", unit="img", mininterval=1) as bar:
-        run = executor.map if workers else map
+    with block_map(workers) as run, tqdm(total=size, desc="corpus", unit="img", mininterval=1) as bar:
         for done in run(_render_block, [path] * len(starts), [size] * len(starts), starts):
             bar.update(done)

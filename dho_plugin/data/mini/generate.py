@@ -5,15 +5,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
-from multiprocessing import get_context
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from dho_plugin.data.mini.pool import block_map
 from dho_plugin.data.mini.render import render
 from dho_plugin.data.mini.sets import SET_BY_NAME, SETS, ImageSet
 from dho_plugin.data.mini.world import CLASSES
@@ -146,12 +145,10 @@ def _write_text(path: Path, text: str) -> None:
 
 def _write_sets(root: Path, sets: list[ImageSet], workers: int, fraction: float) -> None:
     total = sum(len(s.indices(fraction)) for s in sets)
-    # spawn: a forked child of a process whose torch has started threads may hang
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers else nullcontext()
-    with pool as executor, tqdm(total=total, unit="img", mininterval=0.5) as bar:
+    with block_map(workers) as run, tqdm(total=total, unit="img", mininterval=0.5) as bar:
         for image_set in sets:
             bar.set_description(f"mini world: {image_set.name}")
-            _write_set(root, image_set, executor.map if workers else map, fraction, bar)
+            _write_set(root, image_set, run, fraction, bar)
 
 
 def _write_set(root: Path, image_set: ImageSet, run, fraction: float, bar: tqdm) -> None:

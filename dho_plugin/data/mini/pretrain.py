@@ -1,7 +1,7 @@
 """Train the embedded CLIPs again from nothing: `python -m dho_plugin.data.mini.pretrain student|teacher --out DIR`.
 
 Contrastive learning on generated image-caption pairs, without any label: the student on noisy captions that hardly
-use the task's class names, the teacher on a cleaner corpus. On one CPU core about 10 and 35 minutes.
+use the task's class names, the teacher on a cleaner corpus. On one CPU core about a quarter of an hour and an hour.
 """
 
 import argparse
