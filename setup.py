@@ -38,6 +38,6 @@ setup(
         "tensorboard",
         "tqdm",
     ],
-    extras_require={"test": ["pytest", "hypothesis", "ruff"]},
+    extras_require={"test": ["pytest", "hypothesis", "ruff==0.17.*"]},
     entry_points={"console_scripts": ["dho-train=dho_plugin.train:main"]},
 )

@@ -43,13 +43,13 @@ run_dir() {
 
 # train_seeds DATASET SHOTS TRAINER CONFIG VARIANT [KEY VALUE ...]: one run a seed; finished ones are skipped.
 train_seeds() {
-  local dataset=$1 shots=$2 trainer=$3 config=$4 variant=$5 seed
+  local dataset=$1 shots=$2 trainer=$3 config=$4 variant=$5 seed dir
   shift 5
   for seed in $SEEDS; do
-    background "$PYTHON" -m dho_plugin.train --root "$DATA" --seed "$seed" --trainer "$trainer" \
+    dir=$(run_dir "$dataset" "$trainer" "$config" "$variant" "$shots" "$seed")
+    background "$dir" "$PYTHON" -m dho_plugin.train --root "$DATA" --seed "$seed" --trainer "$trainer" \
       --dataset-config-file "configs/datasets/$dataset.yaml" \
-      --config-file "configs/trainers/$trainer/$config.yaml" \
-      --output-dir "$(run_dir "$dataset" "$trainer" "$config" "$variant" "$shots" "$seed")" \
+      --config-file "configs/trainers/$trainer/$config.yaml" --output-dir "$dir" \
       DATASET.NUM_SHOTS "$shots" ${STUDENT_CKPT:+MODEL.BACKBONE.CKPT "$STUDENT_CKPT"} \
       ${TEACHER_CKPT:+TRAINER.DHO.TEACHER.CKPT "$TEACHER_CKPT"} "$@"
   done
@@ -62,7 +62,7 @@ zero_shot() {
     echo "$dir is complete (results.json is there): skipped."
     return
   fi
-  background "$PYTHON" -m dho_plugin.train --root "$DATA" --seed 1 --trainer "$2" --eval-only \
+  background "$dir" "$PYTHON" -m dho_plugin.train --root "$DATA" --seed 1 --trainer "$2" --eval-only \
     --dataset-config-file "configs/datasets/$1.yaml" --config-file "configs/trainers/$2/$3.yaml" --output-dir "$dir" \
     ${4:+MODEL.BACKBONE.CKPT "$4"}
 }
@@ -75,14 +75,25 @@ side_by_side() {
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > JOBS ? cores / JOBS : 1))}
 }
 
-# Start a command, with at most JOBS at a time; the first one that fails ends the script.
+# background LABEL COMMAND...: run a command, at most JOBS at a time; the first one that fails ends the script.
 background() {
+  local label=$1
+  shift
   if [ "${JOBS:-1}" -le 1 ]; then
     "$@"
     return
   fi
   while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n; done
-  "$@" &
+  echo "$label: started"
+  in_short "$label" "$@" &
+}
+
+# Run a command and show the main lines of what it prints, with its label; all of it stands in the run's log.txt.
+in_short() {
+  local label=$1
+  shift
+  PYTHONUNBUFFERED=1 "$@" 2> >(cat >&2) |
+    { grep --line-buffered -E '^epoch |accuracy: |skipped|will resume|left out' || true; } | sed -u "s|^|$label: |"
 }
 
 # Wait for everything that `background` started.
