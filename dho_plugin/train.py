@@ -9,7 +9,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dho_plugin.engine.config import as_plain, dataset_label, differing_keys, get_cfg_default, merge_file, merge_pairs
+from dho_plugin.engine.config import (
+    as_plain,
+    dataset_label,
+    differing_keys,
+    get_cfg_default,
+    merge_file,
+    merge_pairs,
+    without_effect,
+)
 from dho_plugin.engine.files import read_json
 from dho_plugin.errors import ConfigError, run_command
 
@@ -109,6 +117,8 @@ def print_header(args: argparse.Namespace, cfg) -> None:
     for name, value in sorted(vars(args).items()):
         print(f"{name}: {value}")
     print(f"************\n** Config **\n************\n{cfg}")
+    if idle := without_effect(cfg):
+        print(f"Without effect (size, mean, std and interpolation come with the weights): {'; '.join(idle)}")
     print("Versions: " + ", ".join(f"{name} {version}" for name, version in versions().items()))
 
 

@@ -24,6 +24,17 @@ EXECUTION_KEYS = frozenset({
     "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT", "USE_CUDA",
 })  # fmt: skip
 
+# The hosts' keys (or beginnings of keys) that nothing here reads: size and normalization come with the weights, views
+# have their own augmentation, and the rest belongs to other trainers of Dassl.
+WITHOUT_EFFECT = (
+    "INPUT.SIZE", "INPUT.INTERPOLATION", "INPUT.PIXEL_", "INPUT.NO_TRANSFORM", "INPUT.CROP_PADDING", "INPUT.CUTOUT_",
+    "INPUT.GN_", "INPUT.RANDAUGMENT_", "INPUT.COLORJITTER_", "INPUT.RGS_P", "INPUT.GB_", "DATASET.SOURCE_DOMAINS",
+    "DATASET.TARGET_DOMAINS", "DATASET.NUM_LABELED", "DATASET.VAL_PERCENT", "DATASET.STL10_FOLD", "DATASET.CIFAR_C_",
+    "DATASET.ALL_AS_UNLABELED", "DATALOADER.K_TRANSFORMS", "DATALOADER.RETURN_IMG0", "DATALOADER.TRAIN_X.SAMPLER",
+    "DATALOADER.TRAIN_U.SAMPLER", "DATALOADER.TEST.SAMPLER", "DATALOADER.TRAIN_X.N_", "DATALOADER.TRAIN_U.N_",
+    "MODEL.BACKBONE.PRETRAINED", "MODEL.HEAD.", "TEST.EVALUATOR",
+)  # fmt: skip
+
 
 def get_cfg_default() -> CfgNode:
     """Return a fresh, unfrozen copy of the defaults (Dassl's keys and values, and ours)."""
@@ -102,6 +113,12 @@ def merge_pairs(cfg: CfgNode, pairs: Sequence[str]) -> None:
             raise ConfigError(f"{key}: {value!r} is not a {kind} ({error})") from error
 
 
+def without_effect(cfg: CfgNode) -> list[str]:
+    """Return the settings, `A.B = value`, that differ from the defaults although nothing here reads them."""
+    defaults = dict(flatten(get_cfg_default()))
+    return [f"{k} = {v}" for k, v in flatten(cfg) if k.startswith(WITHOUT_EFFECT) and v != defaults[k]]
+
+
 def check_cfg(cfg: CfgNode) -> None:
     """Check what holds for every trainer; what only one trainer knows is checked by its own `check_cfg`.
 
@@ -120,6 +137,8 @@ def check_cfg(cfg: CfgNode) -> None:
         ("OPTIM.MAX_EPOCH", cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.MAX_EPOCH >= 0, "0 or more"),
         *((f"DATALOADER.{part}.BATCH_SIZE", loader[part].BATCH_SIZE, loader[part].BATCH_SIZE > 0, "1 or more")
           for part in ("TRAIN_X", "TRAIN_U", "TEST")),
+        ("SEED", cfg.SEED, cfg.SEED < 2**32, "below 2^32"),
+        ("MODEL.INIT_WEIGHTS", cfg.MODEL.INIT_WEIGHTS, not cfg.MODEL.INIT_WEIGHTS, "only empty (it is not supported)"),
         ("DATASET.SUBSAMPLE_CLASSES", cfg.DATASET.SUBSAMPLE_CLASSES, cfg.DATASET.SUBSAMPLE_CLASSES == "all", "all"),
         ("DATASET.UNREADABLE", cfg.DATASET.UNREADABLE, cfg.DATASET.UNREADABLE in ("error", "skip"), "error or skip"),
         ("TRAIN.COUNT_ITER", cfg.TRAIN.COUNT_ITER, cfg.TRAIN.COUNT_ITER in ("train_x", "train_u", "smaller_one"),

@@ -100,6 +100,8 @@ def test_a_missing_file_lists_its_neighbours(cfg, tmp_path):
         ("TEST.FINAL_MODEL", "best_test"),
         ("DATASET.SUBSAMPLE_CLASSES", "base"),
         ("DATALOADER.TEST.BATCH_SIZE", "0"),
+        ("SEED", "4294967296"),
+        ("MODEL.INIT_WEIGHTS", "some.pth"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_named_with_what_is(cfg, key, value):
@@ -126,3 +128,17 @@ def test_two_configs_differ_only_in_what_changes_numbers(cfg):
 def test_every_shipped_config_loads(cfg, path):
     config.merge_file(cfg, path)
     config.check_cfg(cfg)
+
+
+def test_settings_that_nothing_reads_are_named(cfg, tmp_path):
+    assert config.without_effect(cfg) == []
+    (tmp_path / "host.yaml").write_text(HOST_YAML.replace("(224, 224)", "(336, 336)"))
+    config.merge_file(cfg, tmp_path / "host.yaml")
+    idle = config.without_effect(cfg)
+    assert "INPUT.SIZE = (336, 336)" in idle
+    assert not [line for line in idle if line.startswith(("OPTIM.", "INPUT.TRANSFORMS", "TRAINER."))]
+
+
+def test_every_key_without_effect_is_a_key():
+    known = [key for key, _ in config.flatten(config.get_cfg_default())]
+    assert not [start for start in config.WITHOUT_EFFECT if not any(key.startswith(start) for key in known)]
