@@ -17,7 +17,7 @@ fi
 [ -f "configs/datasets/$dataset.yaml" ] || die "unknown data set '$dataset'; there are: $(cd configs/datasets && echo *.yaml)"
 [[ $shots =~ ^[1-9][0-9]*$ ]] || die "SHOTS is '$shots'; it is a number of images a class. $usage"
 
-setup_python "" dho_plugin
+setup_python ""
 prepare_data "$dataset"
 if [ "$dataset" = mini ]; then
   config=mini_ep10 student=mini teacher=mini

@@ -14,11 +14,19 @@ die() {
   exit 2
 }
 
-# Use the active Python if it has dho_plugin (and, for tests, their tools); else make .venv with the package in it.
+# has MODULE...: whether $PYTHON has them installed. dho_plugin alone would be found in this folder by any Python;
+# dho_plugin.trainers is found only where the package is installed.
+has() {
+  "$PYTHON" -c 'import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))' \
+    dho_plugin.trainers torch "$@" 2>/dev/null
+}
+
+# setup_python EXTRAS MODULE...: use the active Python if it has the package and the modules; else make .venv with both.
 setup_python() {
-  local extras=$1 needs=$2
+  local extras=$1
+  shift
   PYTHON=${PYTHON:-python3}
-  if "$PYTHON" -c "import $needs" 2>/dev/null; then return; fi
+  if has "$@"; then return; fi
   if [ ! -x .venv/bin/python ]; then
     command -v "$PYTHON" >/dev/null || die "no $PYTHON found: install Python 3.10 or newer"
     "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || die "$("$PYTHON" --version) is too old: 3.10 or newer"
@@ -26,7 +34,7 @@ setup_python() {
     "$PYTHON" -m venv .venv || die "cannot create .venv: on Debian and Ubuntu, install python3-venv"
   fi
   PYTHON=$PWD/.venv/bin/python
-  if "$PYTHON" -c "import $needs" 2>/dev/null; then return; fi
+  if has "$@"; then return; fi
   echo "Installing dho-plugin and what it needs into .venv (several GB with CUDA; once) ..."
   "$PYTHON" -m pip install --quiet --disable-pip-version-check -e ".$extras" || die "the installation failed, see above"
 }

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 
@@ -58,3 +59,15 @@ def test_the_real_data_s_path_from_images_to_table(imagenet_tree, tiny_weights, 
     again = run(*words, **settings)
     assert again.stdout.count("skipped") == 4
     assert again.stdout[again.stdout.rindex("Method") :] == table
+
+
+def test_a_python_without_the_package_is_not_taken_for_one_that_has_it():
+    """Started in this folder, any Python finds `dho_plugin`; only an installed package has `dho_plugin.trainers`."""
+    ask = "source scripts/lib.sh; has && echo taken || echo refused"
+    assert run("-c", ask).stdout.strip() == "taken"
+    # Without site no editable install is seen, yet torch and the folder's own dho_plugin are.
+    bare = f'bare() {{ {sys.executable} -S "$@"; }}; PYTHON=bare; '
+    packages = str(Path(torch.__file__).parents[1])
+    found = run("-c", bare + '$PYTHON -c "import dho_plugin, torch" && echo here', PYTHONPATH=packages)
+    assert found.stdout == "here\n"
+    assert run("-c", bare + ask, PYTHONPATH=packages).stdout.strip() == "refused"
