@@ -101,7 +101,7 @@ in_short() {
   local label=$1
   shift
   PYTHONUNBUFFERED=1 "$@" 2> >(cat >&2) |
-    { grep --line-buffered -E '^epoch |accuracy: |skipped|will resume|left out' || true; } | sed -u "s|^|$label: |"
+    { grep --line-buffered -E '^epoch |accuracy: |is complete|will resume|left out' || true; } | sed -u "s|^|$label: |"
 }
 
 # Wait for everything that `background` started.

@@ -1,4 +1,4 @@
-"""Prediction heads: linear (h_CE, h_KD), cosine-aligned (h_KD of a VLM student), and the pair of both."""
+"""Prediction heads: linear (h_CE, h_KD) and cosine-aligned (h_KD of a VLM student)."""
 
 import torch
 import torch.nn.functional as F
@@ -88,31 +88,6 @@ class CosineHead(nn.Module):
     def extra_repr(self) -> str:
         """Sizes and zeta, for `print(model)`."""
         return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}, zeta={self.zeta}"
-
-
-class DualHead(nn.Module):
-    """The two heads of DHO over the same features.
-
-    Args:
-        ce: supervised head.
-        kd: distillation head.
-    """
-
-    def __init__(self, ce: nn.Module, kd: nn.Module):
-        super().__init__()
-        self.ce = ce
-        self.kd = kd
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of both heads.
-
-        Args:
-            features: (B, D) float.
-
-        Returns:
-            (logits_ce, logits_kd), each (B, C).
-        """
-        return self.ce(features), self.kd(features)
 
 
 def build_head(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dho_plugin.core.heads import CosineHead, DualHead, LinearHead, build_head
+from dho_plugin.core.heads import CosineHead, LinearHead, build_head
 from dho_plugin.errors import ConfigError
 
 RNG = np.random.default_rng(1)
@@ -92,15 +92,6 @@ def test_cosine_head_trains_its_rows_only():
     assert [name for name, _ in head.named_parameters()] == ["weight"]
     assert head.zeta == 0.02
     assert "zeta=0.02" in repr(head)
-
-
-def test_dual_head_returns_ce_then_kd():
-    dual = DualHead(LinearHead(16, 5), CosineHead(16, 5, 0.01))
-    features = torch.from_numpy(FEATURES).float()
-    logits_ce, logits_kd = dual(features)
-    assert torch.equal(logits_ce, dual.ce(features))
-    assert torch.equal(logits_kd, dual.kd(features))
-    assert set(dual.state_dict()) == {"ce.weight", "ce.bias", "kd.weight"}
 
 
 def test_build_head():

@@ -185,8 +185,8 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert run_module(monkeypatch, *arguments) == 0
     assert "is complete" in capsys.readouterr().out
     (tmp_path / "mini.json").write_text("{}")
-    assert run_module(monkeypatch, *arguments) == 1
-    assert capsys.readouterr().err.startswith("error: ")
+    assert run_module(monkeypatch, *arguments) == 2
+    assert capsys.readouterr().err.startswith(("ConfigError: ", "DataError: "))
 
 
 def is_running(pid):

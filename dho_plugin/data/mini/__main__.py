@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from dho_plugin.data.mini.generate import generate
-from dho_plugin.errors import DHOError
+from dho_plugin.errors import run_command
 
 
 def main() -> int:
@@ -17,13 +17,12 @@ def main() -> int:
     parser.add_argument("--fraction", type=float, default=1.0, help="share of the images, for a smaller world")
     parser.add_argument("--sets", nargs="+", help="write these sets only")
     args = parser.parse_args()
-    try:
-        written = generate(args.root, workers=args.workers, fraction=args.fraction, sets=args.sets)
-    except DHOError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_command(lambda: _generate(args))
+
+
+def _generate(args: argparse.Namespace) -> None:
+    written = generate(args.root, workers=args.workers, fraction=args.fraction, sets=args.sets)
     print(f"mini world: wrote {', '.join(written)}" if written else f"mini world: {args.root} is complete")
-    return 0
 
 
 if __name__ == "__main__":

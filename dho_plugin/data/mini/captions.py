@@ -55,7 +55,8 @@ _STYLE_WORDS = (
 _PATTERN_WORDS = (("plain", "solid"), ("striped",), ("dotted", "spotted"), ("checkered",), ("ringed",))
 _DETERMINERS = ("a", "the", "the", "one", "my", "a")
 _TEMPLATES = ("a {s} of {n}", "a {s} of {n}.", "{s} of {n}", "{n}", "this is a {s} of {n}", "a good {s} of {n}")
-# Prompts that CLIP users write (CoOp's one and the seven of Tip-Adapter), so that the text towers know their words.
+# Prompts that CLIP users write (CoOp's one and Tip-Adapter's seven), so that the text towers know their words. Written
+# out here: the corpus must stay what the shipped weights were trained on, whatever becomes of the templates in use.
 _PROMPTS = (
     "a photo of a {}.",
     "itap of a {}.",
