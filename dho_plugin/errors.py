@@ -1,7 +1,11 @@
 """Typed errors: every message names the key or path, what was found, what is allowed and what to do next."""
 
+import errno
 import sys
 from collections.abc import Callable
+
+# What the machine may refuse although the command is right.
+_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class DHOError(Exception):
@@ -35,11 +39,17 @@ def run_command(command: Callable[[], None]) -> int:
         command: does the work, and raises a DHOError where it cannot.
 
     Returns:
-        0, or 2 after such an error.
+        0, or 2 after such an error or where the disk refuses (full, read-only, not permitted).
     """
     try:
         command()
     except DHOError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _DISK_ERRNOS:
+            raise
+        hint = "Make room or choose another folder, then run the same command again: it goes on where it stopped"
+        print(f"{type(error).__name__}: {error}. {hint}", file=sys.stderr)
         return 2
     return 0

@@ -136,7 +136,13 @@ class HeadEvaluation:
             print(result_lines(self.metrics[dataset.test_name], dataset.test_name))
 
     def evaluate_only(self, directory: str, epoch: int | None = None) -> None:
-        """Load a run's model (nothing for zero-shot), test it on this config's data sets, write results.json."""
+        """Load a run's model (nothing for zero-shot), test it on this config's data sets, write results.json.
+
+        Raises:
+            ConfigError: the method learns something, and no directory says where that is.
+        """
+        if self.get_model_names() and not directory:
+            raise ConfigError(f"--eval-only: {type(self).__name__} has learned parts; name their run with --model-dir")
         self.model_dir = directory
         self.check_validation()
         self.load_model(directory, epoch)

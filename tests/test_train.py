@@ -304,6 +304,27 @@ def test_grayscale_and_palette_images_train(command, tmp_path):
     assert main(line) == 0
 
 
+def test_a_disk_that_fills_up_anywhere_is_one_message(command, tmp_path, capsys, monkeypatch):
+    import dho_plugin.engine.evaluator as module
+
+    def full(path, write):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(module, "atomic_write", full)
+    assert main(command("CoOp", "run")) == 2
+    error = capsys.readouterr().err
+    assert "No space left on device" in error
+    assert "val.safetensors" in error
+    monkeypatch.undo()
+    assert main(command("CoOp", "run")) == 0
+    assert "will resume training" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_evaluation_of_nothing_learned_is_refused(command, capsys):
+    assert main(command("CoOp", "run", flags=("--eval-only",))) == 2
+    assert "--model-dir" in capsys.readouterr().err
+
+
 def test_several_processes_are_refused_rather_than_half_supported(command, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(command("CoOp", "run")) == 2
