@@ -39,7 +39,7 @@ def run_command(command: Callable[[], None]) -> int:
         command: does the work, and raises a DHOError where it cannot.
 
     Returns:
-        0, or 2 after such an error or where the disk refuses (full, read-only, not permitted).
+        0; 2 after such an error or where the disk refuses (full, read-only, not permitted); 130 after Ctrl-C.
     """
     try:
         command()
@@ -52,4 +52,7 @@ def run_command(command: Callable[[], None]) -> int:
         hint = "Make room or choose another folder, then run the same command again: it goes on where it stopped"
         print(f"{type(error).__name__}: {error}. {hint}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Interrupted. What is complete is kept; the same command goes on from there", file=sys.stderr)
+        return 130
     return 0

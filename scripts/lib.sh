@@ -93,8 +93,19 @@ background() {
   fi
   while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n; done
   echo "$label: started"
+  set -m # a process group for every run, so that stop_runs reaches all of it
   in_short "$label" "$@" &
+  set +m
 }
+
+# Nothing goes on behind a script that has ended, failed or was interrupted.
+stop_runs() {
+  local group
+  for group in $(jobs -rp); do kill -- "-$group" 2>/dev/null || true; done
+}
+trap stop_runs EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 
 # Run a command and show the main lines of what it prints, with its label; all of it stands in the run's log.txt.
 in_short() {

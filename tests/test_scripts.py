@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,40 @@ def test_the_real_data_s_path_from_images_to_table(imagenet_tree, tiny_weights, 
     again = run(*words, **settings)
     assert again.stdout.count("skipped") == 4
     assert again.stdout[again.stdout.rindex("Method") :] == table
+
+
+def command_line(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:  # it has ended
+        return ""
+
+
+@pytest.mark.parametrize("end", ["exit 0", "false", "kill -TERM $$; sleep 1"])
+def test_no_run_goes_on_behind_a_script_that_has_ended(end, tmp_path):
+    mark = f"300.{os.getpid()}{len(end)}"
+    started = f"background one sh -c 'touch {tmp_path}/started; sleep {mark}'; "
+    waited = f"while [ ! -f {tmp_path}/started ]; do sleep 0.1; done; "
+    assert "one: started" in run("-c", f"source scripts/lib.sh; JOBS=2; {started}{waited}{end}").stdout
+    for _ in range(50):
+        left = [
+            line for line in map(command_line, Path("/proc").glob("[0-9]*")) if mark in line and "source" not in line
+        ]
+        if not left:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"still running: {left}")
+
+
+def test_runs_side_by_side_are_bounded_and_a_failing_one_ends_the_script():
+    each = "background run$k sh -c 'echo is complete; %s'"
+    ask = f"source scripts/lib.sh; JOBS=2; for k in 1 2 3 4; do {each}; done; finish_jobs; echo end"
+    done = run("-c", ask % "sleep 0.1")
+    assert done.stdout.count("is complete") == 4
+    assert done.stdout.endswith("end\n")
+    failed = run("-c", ask % "exit 3")
+    assert failed.returncode != 0
+    assert "end" not in failed.stdout
 
 
 def test_a_python_without_the_package_is_not_taken_for_one_that_has_it():
