@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 ROOT = Path(__file__).parent.parent
 
@@ -96,13 +95,13 @@ def test_runs_side_by_side_are_bounded_and_a_failing_one_ends_the_script():
     assert "end" not in failed.stdout
 
 
-def test_a_python_without_the_package_is_not_taken_for_one_that_has_it():
+def test_a_python_without_the_package_is_not_taken_for_one_that_has_it(tmp_path):
     """Started in this folder, any Python finds `dho_plugin`; only an installed package has `dho_plugin.trainers`."""
     ask = "source scripts/lib.sh; has && echo taken || echo refused"
     assert run("-c", ask).stdout.strip() == "taken"
-    # Without site no editable install is seen, yet torch and the folder's own dho_plugin are.
+    # Without site no installed package is seen; a stand-in for torch and this folder's own dho_plugin are.
+    (tmp_path / "torch").mkdir()
     bare = f'bare() {{ {sys.executable} -S "$@"; }}; PYTHON=bare; '
-    packages = str(Path(torch.__file__).parents[1])
-    found = run("-c", bare + '$PYTHON -c "import dho_plugin, torch" && echo here', PYTHONPATH=packages)
+    found = run("-c", bare + '$PYTHON -c "import dho_plugin, torch" && echo here', PYTHONPATH=str(tmp_path))
     assert found.stdout == "here\n"
-    assert run("-c", bare + ask, PYTHONPATH=packages).stdout.strip() == "refused"
+    assert run("-c", bare + ask, PYTHONPATH=str(tmp_path)).stdout.strip() == "refused"
