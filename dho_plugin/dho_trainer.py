@@ -104,10 +104,9 @@ class DHOTrainer(HeadEvaluation, TrainerXU):
             raise ConfigError(f"{type(self).__name__} has nothing to train; use --eval-only")
         self.check_validation()
         if self.dho:
-            teacher = build_teacher(self.cfg, self.clip(), self.classes, self.templates())
-            self.teacher = teacher._replace(model=teacher.model.to(self.device))
-            same = teacher.preprocess == self.student_preprocess
-            self.teacher_preprocess = None if same else teacher.preprocess
+            self.teacher = build_teacher(self.cfg, self.clip(), self.classes, self.templates())
+            same = self.teacher.preprocess == self.student_preprocess
+            self.teacher_preprocess = None if same else self.teacher.preprocess
         super().before_train()
 
     # Training ---------------------------------------------------------------------------------------------------

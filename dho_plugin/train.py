@@ -7,6 +7,8 @@ import os
 import secrets
 import sys
 from collections.abc import Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 from dho_plugin.engine.config import (
@@ -72,11 +74,8 @@ def setup_cfg(args: argparse.Namespace):
     for flag, key in FLAG_KEYS.items():
         value = getattr(args, flag)
         if value is not None:
-            node, name = key.rsplit(".", 1) if "." in key else ("", key)
-            target = cfg
-            for part in filter(None, node.split(".")):
-                target = target[part]
-            target[name] = tuple(value) if isinstance(value, list) else value
+            *nodes, name = key.split(".")
+            reduce(getitem, nodes, cfg)[name] = tuple(value) if isinstance(value, list) else value
     merge_pairs(cfg, args.opts)
     if cfg.SEED < 0:
         cfg.SEED = draw_seed(cfg.OUTPUT_DIR)
@@ -153,7 +152,8 @@ def run(args: argparse.Namespace) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("one run on several processes (torchrun) is not supported yet: start one process a run")
     cfg = setup_cfg(args)
-    if not args.eval_only and (Path(cfg.OUTPUT_DIR) / "results.json").exists() and not differences(cfg):
+    # An evaluation of a trained model is not skipped: the config does not say which model it was.
+    if not args.model_dir and (Path(cfg.OUTPUT_DIR) / "results.json").exists() and not differences(cfg):
         print(f"{cfg.OUTPUT_DIR} is complete (results.json is there): skipped. Delete the folder to run it again.")
         return
     check_names(cfg)

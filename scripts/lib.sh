@@ -66,10 +66,6 @@ train_seeds() {
 # zero_shot DATASET TRAINER CONFIG WEIGHTS: evaluate a CLIP as it is, from a local file if WEIGHTS is not empty.
 zero_shot() {
   local dir=$OUTPUT/$1/$2/$3
-  if [ -f "$dir/results.json" ]; then
-    echo "$dir is complete (results.json is there): skipped."
-    return
-  fi
   background "$dir" "$PYTHON" -m dho_plugin.train --root "$DATA" --seed 1 --trainer "$2" --eval-only \
     --dataset-config-file "configs/datasets/$1.yaml" --config-file "configs/trainers/$2/$3.yaml" --output-dir "$dir" \
     ${4:+MODEL.BACKBONE.CKPT "$4"}

@@ -10,9 +10,8 @@ from dho_plugin.core.heads import cosine_logits
 from dho_plugin.dho_trainer import DHOTrainer
 from dho_plugin.engine.data import ClassInfo
 from dho_plugin.engine.registry import TRAINER_REGISTRY
-from dho_plugin.errors import ConfigError
 from dho_plugin.models.clip import LoadedCLIP
-from dho_plugin.models.prompts import POSITIONS, PromptLearner
+from dho_plugin.models.prompts import PromptLearner, check_prompts
 from dho_plugin.models.student import Student
 from dho_plugin.models.text_tower import TextTower
 
@@ -69,10 +68,7 @@ class CoOp(DHOTrainer):
         """Check TRAINER.COOP.*."""
         super().check_cfg(cfg)
         node = cfg.TRAINER.COOP
-        if node.CLASS_TOKEN_POSITION not in POSITIONS:
-            raise ConfigError(
-                f"TRAINER.COOP.CLASS_TOKEN_POSITION is {node.CLASS_TOKEN_POSITION!r}; allowed: {', '.join(POSITIONS)}"
-            )
+        check_prompts(node.N_CTX, node.CTX_INIT, node.CSC, node.CLASS_TOKEN_POSITION)
 
     def build_student(self, clip: LoadedCLIP, classes: Sequence[ClassInfo]) -> Student:
         """Return CoOp's student."""

@@ -41,7 +41,7 @@ class PromptLearner(nn.Module):
     ):
         super().__init__()
         names = [name.replace("_", " ") for name in classnames]
-        _check(n_ctx, ctx_init, class_specific, position)
+        check_prompts(n_ctx, ctx_init, class_specific, position)
         ctx = _embedded_words(ctx_init, tower) if ctx_init else _random(len(names), n_ctx, tower.width, class_specific)
         self.ctx = nn.Parameter(ctx)
         tokens = tower.tokenizer([f"{name}." for name in names])
@@ -72,9 +72,14 @@ class PromptLearner(nn.Module):
         return prompts.gather(1, self.order.unsqueeze(-1).expand_as(prompts))
 
 
-def _check(n_ctx: int, ctx_init: str, class_specific: bool, position: str) -> None:
+def check_prompts(n_ctx: int, ctx_init: str, class_specific: bool, position: str) -> None:
+    """Check the settings of `PromptLearner`, which need no model to be checked.
+
+    Raises:
+        ConfigError: names the key, the value and what is allowed.
+    """
     if position not in POSITIONS:
-        raise ConfigError(f"TRAINER.COOP.CLASS_TOKEN_POSITION: {position!r}; allowed: {', '.join(POSITIONS)}")
+        raise ConfigError(f"TRAINER.COOP.CLASS_TOKEN_POSITION is {position!r}; allowed: {', '.join(POSITIONS)}")
     if not ctx_init and n_ctx < 1:
         raise ConfigError(f"TRAINER.COOP.N_CTX: {n_ctx}; it must be at least 1")
     if ctx_init and class_specific:

@@ -27,7 +27,7 @@ class Teacher(NamedTuple):
 
 
 def build_teacher(cfg, student: LoadedCLIP, classes: Sequence[ClassInfo], templates: Sequence[str]) -> Teacher:
-    """Build the teacher that `TRAINER.DHO.TEACHER` asks for.
+    """Build the teacher that `TRAINER.DHO.TEACHER` asks for, where the student lies.
 
     The placebo is the student's own zero-shot classifier: it knows nothing that the student does not, so what remains
     of a gain with it is not knowledge of a teacher.
@@ -45,7 +45,8 @@ def build_teacher(cfg, student: LoadedCLIP, classes: Sequence[ClassInfo], templa
     else:
         clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, key="TRAINER.DHO.TEACHER")
         clip.model.to(student.device)  # before its class features: thousands of prompts are slow on a CPU
-    return Teacher(ZeroShotTeacher(clip, names, templates, cfg.TRAINER.DHO.ZETA), clip.preprocess)
+    model = ZeroShotTeacher(clip, names, templates, cfg.TRAINER.DHO.ZETA).to(student.device)
+    return Teacher(model, clip.preprocess)
 
 
 def teacher_label(cfg) -> str:

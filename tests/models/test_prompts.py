@@ -118,7 +118,7 @@ def test_name_longer_than_the_context(tower):
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"position": "start"}, "CLASS_TOKEN_POSITION: 'start'; allowed: end, middle, front"),
+        ({"position": "start"}, "CLASS_TOKEN_POSITION is 'start'; allowed: end, middle, front"),
         ({"n_ctx": 0}, "N_CTX: 0"),
         ({"ctx_init": "a photo", "class_specific": True}, "CSC"),
     ],

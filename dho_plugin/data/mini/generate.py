@@ -16,6 +16,7 @@ from dho_plugin.data.mini.pool import block_map
 from dho_plugin.data.mini.render import render
 from dho_plugin.data.mini.sets import SET_BY_NAME, SETS, ImageSet
 from dho_plugin.data.mini.world import CLASSES
+from dho_plugin.engine.files import atomic_write_text
 from dho_plugin.errors import ConfigError, DataError
 
 VERSION = 1  # of the pixels and the layout; a change of either is another world
@@ -103,7 +104,7 @@ def _check_marker(root: Path, fraction: float, planned: dict[str, int]) -> None:
                 f"{root / image_set.folder} exists, but there is no {marker}: the mini world's generator did not "
                 f"make it and will not write into it. Choose another folder"
             )
-    _write_text(marker, json.dumps(wanted, indent=2) + "\n")
+    atomic_write_text(marker, json.dumps(wanted, indent=2) + "\n")
 
 
 def _read_marker(marker: Path) -> dict:
@@ -133,14 +134,7 @@ def _write_classnames(root: Path, sets: list[ImageSet]) -> None:
     for dataset in sorted({Path(s.folder).parts[0] for s in sets}):
         path = root / dataset / "classnames.txt"
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_text(path, text)
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+            atomic_write_text(path, text)
 
 
 def _write_sets(root: Path, sets: list[ImageSet], workers: int, fraction: float) -> None:

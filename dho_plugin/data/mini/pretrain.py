@@ -6,6 +6,7 @@ use the task's class names, the teacher on a cleaner corpus. On one CPU core abo
 
 import argparse
 import os
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,9 @@ from dho_plugin.data.mini.learning import augment, learning_rate, make_optimizer
 from dho_plugin.data.mini.render import render
 from dho_plugin.data.mini.sets import SET_BY_NAME
 from dho_plugin.data.mini.world import CLASSES, class_name
+from dho_plugin.engine.files import atomic_write
 from dho_plugin.engine.views import Preprocess
+from dho_plugin.errors import run_command
 from dho_plugin.models.mini import build_mini, mini_preprocess, mini_tokenizer
 
 EVALUATIONS = 20
@@ -119,9 +122,8 @@ def _train_features(model, preprocess: Preprocess, per_class: int) -> tuple[torc
 def save(model, path: Path) -> None:
     """Write the weights as fp16 safetensors, atomically."""
     weights = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in weights.items()}))
-    os.replace(partial, path)
+    content = safetensors.torch.save({k: v.contiguous() for k, v in weights.items()})
+    atomic_write(path, lambda file: file.write(content))
 
 
 def train(name: str, out: Path, *, samples: int = 0, corpus_size: int = CORPUS_SIZE, seed: int = 1, workers: int = 0):
@@ -179,7 +181,7 @@ def _report(model, name: str, step: int, contrastive: float, bag: float) -> None
     )
 
 
-def main() -> None:
+def main() -> int:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(prog="python -m dho_plugin.data.mini.pretrain", description=__doc__)
     parser.add_argument("model", choices=sorted(RECIPES))
@@ -193,8 +195,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     options = {"samples": args.samples, "corpus_size": args.corpus_size, "seed": args.seed, "workers": args.workers}
-    train(args.model, args.out, **options)
+    return run_command(lambda: train(args.model, args.out, **options))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -20,6 +20,7 @@ from dho_plugin.data.mini.learning import normalize, resize
 from dho_plugin.data.mini.render import render
 from dho_plugin.data.mini.sets import SET_BY_NAME
 from dho_plugin.data.mini.world import CLASSES
+from dho_plugin.engine.files import atomic_write_text
 from dho_plugin.engine.views import Preprocess
 
 IMAGES, BATCH, STEPS, LEARNING_RATE = 60_000, 128, 600, 3e-3
@@ -92,9 +93,7 @@ def main() -> None:
     torch.set_num_threads(1)
     images = corpus_images(args.corpus / f"images_{CORPUS_SIZE}.npy", CORPUS_SIZE, os.cpu_count() or 1)[:IMAGES]
     indices = hard_indices(train_reference(images, corpus_labels(np.arange(IMAGES))))
-    partial = args.out.with_suffix(".partial")
-    partial.write_text(json.dumps({"indices": indices}) + "\n", encoding="utf-8")
-    os.replace(partial, args.out)
+    atomic_write_text(args.out, json.dumps({"indices": indices}) + "\n")
     print(f"{len(indices)} hard photos written to {args.out}")
 
 
