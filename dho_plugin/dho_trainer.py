@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dho_plugin.core.heads import build_head
+from dho_plugin.core.heads import LinearHead, build_head
 from dho_plugin.core.losses import dho_loss
 from dho_plugin.engine.checkpoint import load_checkpoint, model_path
 from dho_plugin.engine.data import ClassInfo
@@ -75,11 +75,21 @@ class DHOTrainer(HeadEvaluation, TrainerXU):
 
     def build_kd_head(self, clip: LoadedCLIP) -> nn.Module:
         """Return h_KD: cosine-aligned (Eq. 10) or linear, from the class prompts' features or Kaiming's draw."""
-        dho = self.cfg.TRAINER.DHO
-        names = [info.name for info in self.classes]
-        init = class_features(clip, names, self.templates()) if dho.INIT == "language" else None
-        width, scale = self.student.feature_dim, clip.scale
-        return build_head(dho.KD_HEAD, width, len(names), zeta=clip.zeta, init=init, init_scale=scale)
+        dho, width = self.cfg.TRAINER.DHO, self.student.feature_dim
+        init = self.head_init(clip, dho.INIT)
+        return build_head(dho.KD_HEAD, width, len(self.classes), zeta=clip.zeta, init=init, init_scale=clip.scale)
+
+    def build_ce_head(self, clip: LoadedCLIP, init: str) -> nn.Module:
+        """Return a linear h_CE; language-aware, its rows are the unit text features and b is 0 (DHO, section 3.2).
+
+        It takes features of any length, as the authors' released code does: with OpenAI's CLIP, whose image features
+        have a length of about 10, training starts from CLIP's zero-shot decisions at a tenth of its scale.
+        """
+        return LinearHead(clip.feature_dim, len(self.classes), self.head_init(clip, init))
+
+    def head_init(self, clip: LoadedCLIP, init: str) -> Tensor | None:
+        """Return the class features (C, D) from which a head starts, or None for Kaiming's draw."""
+        return class_features(clip, [i.name for i in self.classes], self.templates()) if init == "language" else None
 
     def kd_optim_cfg(self):
         """Return the KD head's optimizer settings: OPTIM's, with TRAINER.DHO.OPTIM's name, rate and decay if named."""
@@ -92,7 +102,7 @@ class DHOTrainer(HeadEvaluation, TrainerXU):
     def register_learnable(self, name: str, module: nn.Module, optim_cfg) -> None:
         """Register a module with its optimizer and schedule."""
         optim = build_optimizer(module, optim_cfg)
-        self.register_model(name, module, optim, build_lr_scheduler(optim, optim_cfg))
+        self.register_model(name, module, optim, build_lr_scheduler(optim, optim_cfg, self.total_steps))
 
     def before_train(self) -> None:
         """Build the teacher, then prepare training.
@@ -122,9 +132,11 @@ class DHOTrainer(HeadEvaluation, TrainerXU):
             kd = logits_kd[:n], targets[:n], logits_kd[n:] if unlabeled else None, targets[n:] if unlabeled else None
         lambda_ = dho.LAMBDA if self.dho else 1.0
         loss = dho_loss(logits_ce, labels, *kd, lambda_=lambda_, eta=dho.ETA, eta2=dho.KD_ETA2)
-        self.model_backward_and_update(loss.total if extra is None else loss.total + extra)
-        summary = {"loss": loss.total, "acc": 100 * (logits_ce.argmax(1) == labels).float().mean()}
-        return summary | ({"loss_ce": loss.ce, "loss_kd": loss.kd} if self.dho else {})
+        total = loss.total if extra is None else loss.total + lambda_ * extra
+        self.model_backward_and_update(total)
+        summary = {"loss": total, "acc": 100 * (logits_ce.argmax(1) == labels).float().mean()}
+        summary |= {"loss_ce": loss.ce, "loss_kd": loss.kd} if self.dho else {}
+        return summary if extra is None else {**summary, "loss_extra": extra}
 
     def teacher_logits(self, batches: Sequence[dict]) -> Tensor | None:
         """Return the teacher's logits (B + B', C) on the same views, or None without a teacher."""
@@ -161,7 +173,7 @@ class DHOTrainer(HeadEvaluation, TrainerXU):
             print("Note that load_model() is skipped as no pretrained model is given")
             return {}
         if not train_state and self._models:
-            path = model_path(directory, self.get_model_names()[0], epoch)
+            path = model_path(directory, self.get_model_names()[0], self.epoch_to_load(directory, epoch))
             saved = tuple(ClassInfo(*pair) for pair in load_checkpoint(path).get("meta", {}).get("classes", []))
             if saved and saved != self.classes:
                 self.classes = saved

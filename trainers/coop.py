@@ -12,11 +12,12 @@ from dho_plugin.engine.data import ClassInfo
 from dho_plugin.engine.registry import TRAINER_REGISTRY
 from dho_plugin.models.clip import LoadedCLIP
 from dho_plugin.models.prompts import PromptLearner, check_prompts
-from dho_plugin.models.student import Student
+from dho_plugin.models.student import CLIPStudent, Student
+from dho_plugin.models.text_classifier import TextClassifier
 from dho_plugin.models.text_tower import TextTower
 
 
-class CoOpStudent(Student):
+class CoOpStudent(CLIPStudent):
     """A frozen CLIP whose text classifier is built from learned prompts: logits = cos(f_X(x), f_T(prompt_c)) / zeta.
 
     Args:
@@ -26,32 +27,13 @@ class CoOpStudent(Student):
     """
 
     def __init__(self, clip: LoadedCLIP, prompt_learner: PromptLearner, tower: TextTower):
-        super().__init__()
-        self.clip_model, self.prompt_learner, self.text_tower = clip.model, prompt_learner, tower
-        self.feature_dim, self.zeta = clip.feature_dim, clip.zeta
-        self._classifier: Tensor | None = None
-
-    def train(self, mode: bool = True) -> CoOpStudent:
-        """Set the mode; the CLIP stays in evaluation mode, and the classifier is computed anew."""
-        super().train(mode)
-        self.clip_model.eval()
-        self.text_tower.eval()
-        self._classifier = None
-        return self
-
-    def features(self, images: Tensor) -> Tensor:
-        """Return the frozen image features (B, D), without a gradient: nothing that learns lies below them."""
-        return self.clip_model.encode_image(images).detach()
-
-    def classifier(self) -> Tensor:
-        """Return the prompts' features (C, D); in evaluation they are computed once."""
-        if self.training or self._classifier is None:
-            self._classifier = self.text_tower(self.prompt_learner(), self.prompt_learner.eot)
-        return self._classifier
+        super().__init__(clip)
+        self.prompt_learner = prompt_learner
+        self.text_classifier = TextClassifier(prompt_learner, tower)
 
     def logits_ce(self, features: Tensor) -> Tensor:
         """Return the prompted text classifier's logits, (B, C) float32."""
-        return cosine_logits(features, self.classifier(), self.zeta)
+        return cosine_logits(features, self.text_classifier(), self.zeta)
 
     def learnable(self) -> dict[str, nn.Module]:
         """Return the prompt learner, under the original's name."""

@@ -31,6 +31,18 @@ class LinearHead(nn.Linear):
             _copy_rows(self.weight, init, init_scale)
             nn.init.zeros_(self.bias)
 
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits of a batch, in the head's own precision (fp32) also under autocast.
+
+        Args:
+            features: (B, D) float of any width.
+
+        Returns:
+            (B, C), fp32 (fp64 for an fp64 head).
+        """
+        with torch.autocast(device_type=features.device.type, enabled=False):
+            return super().forward(features.to(self.weight.dtype))
+
 
 def cosine_logits(features: Tensor, weight: Tensor, zeta: float) -> Tensor:
     """cos(z, w_c) / zeta for every class (DHO, Eq. 1 and 10), in fp32 or wider also under autocast.

@@ -17,6 +17,14 @@ class DHOLoss(NamedTuple):
     kd: Tensor
 
 
+class SelfConsistency(NamedTuple):
+    """PromptSRC's three regularisers before their weights; each a scalar tensor, fp32 or wider."""
+
+    text: Tensor
+    image: Tensor
+    logits: Tensor
+
+
 def teacher_probs(teacher_logits: Tensor, eta: float) -> Tensor:
     """Teacher's class probabilities at temperature zeta * eta (DHO, Algorithm 1, line 13).
 
@@ -118,6 +126,34 @@ def dho_loss(
     if logits_kd_u is not None:
         kd = kd + kd_loss(logits_kd_u, teacher_u, eta, eta2)
     return DHOLoss(lambda_ * ce + (1 - lambda_) * kd, ce, kd)
+
+
+def self_consistency_loss(
+    text: Tensor, fixed_text: Tensor, image: Tensor, fixed_image: Tensor, logits: Tensor, fixed_logits: Tensor
+) -> SelfConsistency:
+    """How far prompted features and logits are from the frozen CLIP's (PromptSRC, "mutual agreement maximization").
+
+    text and image: mean |a - b| over all entries of the unit features; logits: KL[softmax(fixed) || softmax(logits)],
+    summed over the batch and divided by B * C, as the original's code does (its paper's KL has no such factor).
+
+    Args:
+        text: (C, D) prompted text features, of any length.
+        fixed_text: (C, D) the frozen CLIP's, averaged over templates.
+        image: (B, D) prompted image features, of any length.
+        fixed_image: (B, D) the frozen CLIP's.
+        logits: (B, C) cos / zeta of the prompted features.
+        fixed_logits: (B, C) cos / zeta of the frozen ones.
+
+    Returns:
+        SelfConsistency(text, image, logits), without weights.
+    """
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        return F.l1_loss(F.normalize(_widen(a), dim=-1), F.normalize(_widen(b), dim=-1))
+
+    log_q, log_p = _log_probs(logits, 1.0), _log_probs(fixed_logits, 1.0)
+    kl = F.kl_div(log_q, log_p, reduction="sum", log_target=True) / logits.numel()
+    return SelfConsistency(distance(text, fixed_text), distance(image, fixed_image), kl)
 
 
 def _log_probs(logits: Tensor, eta: float) -> Tensor:

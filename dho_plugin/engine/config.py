@@ -17,6 +17,7 @@ from dho_plugin.engine.defaults import DEFAULTS
 from dho_plugin.errors import ConfigError
 
 SUPPORTED_TRANSFORMS = ("random_resized_crop", "random_flip", "center_crop", "normalize")
+INITS = ("language", "kaiming")  # what a head's rows start from
 PRECISIONS = ("fp32", "fp16", "amp", "bf16")
 # Keys that say where and how a run is executed, not what it computes: two runs that differ only here are the same run.
 EXECUTION_KEYS = frozenset({
@@ -133,7 +134,7 @@ def check_cfg(cfg: CfgNode) -> None:
         ("TRAINER.DHO.ETA", dho.ETA, dho.ETA > 0, "a number above 0"),
         ("TRAINER.DHO.ZETA", dho.ZETA, dho.ZETA >= 0, "a number above 0, or 0 for the weights' own"),
         ("TRAINER.DHO.KD_HEAD", dho.KD_HEAD, dho.KD_HEAD in ("cosine", "linear"), "cosine or linear"),
-        ("TRAINER.DHO.INIT", dho.INIT, dho.INIT in ("language", "kaiming"), "language or kaiming"),
+        ("TRAINER.DHO.INIT", dho.INIT, dho.INIT in INITS, "language or kaiming"),
         ("OPTIM.MAX_EPOCH", cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.MAX_EPOCH >= 0, "0 or more"),
         *((f"DATALOADER.{part}.BATCH_SIZE", loader[part].BATCH_SIZE, loader[part].BATCH_SIZE > 0, "1 or more")
           for part in ("TRAIN_X", "TRAIN_U", "TEST")),
@@ -153,6 +154,16 @@ def check_cfg(cfg: CfgNode) -> None:
     unknown = [t for t in cfg.INPUT.TRANSFORMS if t not in SUPPORTED_TRANSFORMS]
     if unknown:
         raise ConfigError(f"INPUT.TRANSFORMS has {unknown}; supported: {', '.join(SUPPORTED_TRANSFORMS)}")
+
+
+def check_choice(key: str, value: str, allowed: Sequence[str]) -> None:
+    """Check that a setting is one of the allowed values.
+
+    Raises:
+        ConfigError: names the key, the value and what is allowed.
+    """
+    if value not in allowed:
+        raise ConfigError(f"{key} is {value!r}; choose one of: {', '.join(allowed)}.")
 
 
 def dataset_label(cfg: CfgNode) -> str:

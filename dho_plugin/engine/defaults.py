@@ -86,6 +86,7 @@ DEFAULTS = {
         "WARMUP_CONS_LR": 1e-5,
         "WARMUP_MIN_LR": 1e-5,
         "WARMUP_RECOUNT": True,
+        "WARMUP_STEPS": 0,  # ours: above 0, warm up over so many steps, then decay by a cosine, step by step
     },
     "TRAIN": {"CHECKPOINT_FREQ": 0, "PRINT_FREQ": 10, "COUNT_ITER": "train_x"},
     "TEST": {
@@ -100,6 +101,27 @@ DEFAULTS = {
     "TRAINER": {
         "NAME": "",
         "COOP": {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "PREC": "fp16", "CLASS_TOKEN_POSITION": "end"},
+        "LINEARPROBE": {"INIT": "language", "PREC": "fp16"},  # INIT of the CE head: language | kaiming
+        "VPT": {
+            "N_CTX_VISION": 10,  # prompts a layer
+            "PROMPT_DEPTH_VISION": 3,  # layers with prompts; 1 is VPT-shallow
+            "DROPOUT": 0.0,  # on the prompts
+            "INIT": "language",  # of the CE head: language | kaiming
+            "PREC": "fp16",
+        },
+        "PROMPTSRC": {
+            "N_CTX_VISION": 4,
+            "N_CTX_TEXT": 4,
+            "CTX_INIT": "a photo of a",
+            "PREC": "fp16",
+            "PROMPT_DEPTH_VISION": 9,
+            "PROMPT_DEPTH_TEXT": 9,
+            "TEXT_LOSS_WEIGHT": 25,
+            "IMAGE_LOSS_WEIGHT": 10,
+            "GPA_MEAN": 15,
+            "GPA_STD": 1,
+            "TEMPLATES": (),  # ours: templates of the fixed text features; empty: DATASET.TEMPLATES, else the sixty
+        },
         "ZSCLIP": {"PREC": "fp32"},
         "DHO": {
             "LAMBDA": 0.5,  # weight of the CE loss (Eq. 6, 7)

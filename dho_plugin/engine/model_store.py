@@ -42,10 +42,10 @@ class ModelStore:
         for table in (self._models, self._optims, self._scheds):
             table.clear()
 
-    def update_lr(self) -> None:
-        """Step every learning-rate schedule by one epoch."""
+    def update_lr(self, per_step: bool = False) -> None:
+        """Step the learning-rate schedules that count epochs, or those that count training steps."""
         for sched in self._scheds.values():
-            if sched is not None:
+            if sched is not None and getattr(sched, "per_step", False) == per_step:
                 sched.step()
 
     def get_current_lr(self) -> float:
@@ -85,12 +85,18 @@ class ModelStore:
         common = [set(saved_epochs(Path(directory) / name)) for name in self._models]
         return max(set.intersection(*common), default=None) if common else None
 
+    def epoch_to_load(self, directory: str | Path, epoch: int | None) -> int | None:
+        """Return `epoch` if it is given, else None where every model has a best checkpoint, else the last epoch."""
+        if epoch is not None or all(model_path(directory, name).is_file() for name in self._models):
+            return epoch
+        return self.common_epoch(directory)
+
     def load_model(self, directory: str | Path, epoch: int | None = None, *, train_state: bool = False) -> dict:
         """Load every registered model.
 
         Args:
             directory: a run's folder.
-            epoch: which epoch's file; None for `model-best.pth.tar`.
+            epoch: which epoch's file; None for `model-best.pth.tar` or, where there is none, the last epoch.
             train_state: also restore optimizers and schedules.
 
         Returns:
@@ -100,6 +106,7 @@ class ModelStore:
             CheckpointError: a file is missing, damaged or of another model.
         """
         meta: dict = {}
+        epoch = self.epoch_to_load(directory, epoch)
         for name in self._models:
             path = model_path(directory, name, epoch)
             checkpoint = load_checkpoint(path)

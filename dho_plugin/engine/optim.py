@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from dho_plugin.engine.config import check_choice
 from dho_plugin.errors import ConfigError
 
 
@@ -50,7 +51,7 @@ def build_optimizer(
     Raises:
         ConfigError: unknown name, nothing to train, or staged rates that do not fit the module.
     """
-    _check_choice("OPTIM.NAME", optim_cfg.NAME, tuple(OPTIMIZERS))
+    check_choice("OPTIM.NAME", optim_cfg.NAME, tuple(OPTIMIZERS))
     groups = _staged_groups(model_or_params, optim_cfg) if optim_cfg.STAGED_LR else _plain_groups(model_or_params)
     groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
     groups = [group for group in groups if group["params"]]
@@ -96,6 +97,8 @@ class EpochSchedule(LRScheduler):
         optim_cfg: the `OPTIM` node of the config.
     """
 
+    per_step = False
+
     def __init__(self, optimizer: torch.optim.Optimizer, optim_cfg: Any):
         self.optim_cfg = optim_cfg
         super().__init__(optimizer)
@@ -122,26 +125,72 @@ class EpochSchedule(LRScheduler):
             group["lr"] = rate
 
 
-def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: Any) -> EpochSchedule:
-    """Build the schedule that `OPTIM.LR_SCHEDULER` and `OPTIM.WARMUP_*` describe; call its `step()` after each epoch.
+def step_learning_rate(step: int, warmup: int, total: int, base_lr: float) -> float:
+    """Learning rate of a step: linear from 0 over the warm-up, then a cosine to 0 (transformers' cosine schedule).
+
+    Args:
+        step: steps done so far, 0 to `total`.
+        warmup: `OPTIM.WARMUP_STEPS`.
+        total: steps of the whole training.
+        base_lr: the parameter group's own rate.
+    """
+    if step < warmup:
+        return base_lr * step / warmup
+    return base_lr * _cosine(step - warmup, max(1, total - warmup))
+
+
+class StepSchedule(EpochSchedule):
+    """Sets every group's learning rate to `step_learning_rate` of the training step.
+
+    Args:
+        optimizer: optimizer whose rates are set, from step 0 on.
+        optim_cfg: the `OPTIM` node of the config.
+        total_steps: gives the steps of the whole training.
+    """
+
+    per_step = True
+
+    def __init__(self, optimizer: torch.optim.Optimizer, optim_cfg: Any, total_steps: Callable[[], int]):
+        self.total_steps = total_steps
+        super().__init__(optimizer, optim_cfg)
+
+    def get_lr(self) -> list[float]:
+        """Learning rate of each parameter group in the current step."""
+        warmup, total = self.optim_cfg.WARMUP_STEPS, self.total_steps()
+        return [step_learning_rate(self.last_epoch, warmup, total, base_lr) for base_lr in self.base_lrs]
+
+
+def build_lr_scheduler(
+    optimizer: torch.optim.Optimizer, optim_cfg: Any, total_steps: Callable[[], int] | None = None
+) -> EpochSchedule:
+    """Build the schedule that `OPTIM.LR_SCHEDULER` and `OPTIM.WARMUP_*` describe.
 
     Args:
         optimizer: optimizer with its base rates set.
         optim_cfg: the `OPTIM` node of the config.
+        total_steps: gives the steps of the whole training; needed for `OPTIM.WARMUP_STEPS` above 0.
 
     Returns:
-        A torch scheduler whose rates equal Dassl's epoch by epoch.
+        A torch scheduler whose rates equal Dassl's epoch by epoch; with `OPTIM.WARMUP_STEPS` one with `per_step` True,
+        which counts training steps.
 
     Raises:
-        ConfigError: see `learning_rate`.
+        ConfigError: see `learning_rate`; or a warm-up in steps without a cosine, or beside one in epochs.
     """
-    return EpochSchedule(optimizer, optim_cfg)
+    if optim_cfg.WARMUP_STEPS <= 0:
+        return EpochSchedule(optimizer, optim_cfg)
+    if optim_cfg.LR_SCHEDULER != "cosine" or optim_cfg.WARMUP_EPOCH > 0:
+        raise ConfigError(
+            f"OPTIM.WARMUP_STEPS is {optim_cfg.WARMUP_STEPS}: it needs LR_SCHEDULER cosine, found "
+            f"{optim_cfg.LR_SCHEDULER!r}, and no WARMUP_EPOCH, found {optim_cfg.WARMUP_EPOCH}"
+        )
+    return StepSchedule(optimizer, optim_cfg, total_steps)
 
 
 def _check_schedule(optim_cfg: Any) -> None:
-    _check_choice("OPTIM.LR_SCHEDULER", optim_cfg.LR_SCHEDULER, SCHEDULERS)
+    check_choice("OPTIM.LR_SCHEDULER", optim_cfg.LR_SCHEDULER, SCHEDULERS)
     if optim_cfg.WARMUP_EPOCH > 0:
-        _check_choice("OPTIM.WARMUP_TYPE", optim_cfg.WARMUP_TYPE, WARMUPS)
+        check_choice("OPTIM.WARMUP_TYPE", optim_cfg.WARMUP_TYPE, WARMUPS)
     steps = _stepsizes(optim_cfg)
     if not steps or not all(isinstance(step, int) for step in steps):
         raise ConfigError(
@@ -209,8 +258,3 @@ def _staged_groups(model: Any, optim_cfg: Any) -> list[dict[str, Any]]:
         },
         {"params": [p for name, p in named if name.split(".")[0] in new_layers]},
     ]
-
-
-def _check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{key} is {value!r}; choose one of: {', '.join(allowed)}.")

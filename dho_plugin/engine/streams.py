@@ -36,6 +36,10 @@ class TrainingStreams:
         counts = {"train_x": labeled, "train_u": union, "smaller_one": min(labeled, union)}
         return max(1, counts[self.cfg.TRAIN.COUNT_ITER])
 
+    def total_steps(self) -> int:
+        """Return the number of steps of the whole training."""
+        return self.steps_per_epoch() * self.cfg.OPTIM.MAX_EPOCH
+
     def unlabeled_batch_size(self) -> int:
         """Return the batch size of the unlabeled stream."""
         loader = self.cfg.DATALOADER
@@ -58,9 +62,8 @@ class TrainingStreams:
         dataset = ViewDataset(
             items, self.student_preprocess, self.teacher_preprocess, views=views, unreadable=unreadable
         )
-        steps = self.steps_per_epoch() * self.max_epoch
         share = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
-        batches = StepBatches(len(items), batch_size, steps, self.cfg.SEED, name, start_step, **share)
+        batches = StepBatches(len(items), batch_size, self.total_steps(), self.cfg.SEED, name, start_step, **share)
         workers = self.cfg.DATALOADER.NUM_WORKERS
         return map(self.to_device, train_loader(dataset, batches, workers=workers, device=self.device))
 

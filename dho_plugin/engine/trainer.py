@@ -20,7 +20,7 @@ from dho_plugin.engine.meters import AverageMeter, MetricMeter
 from dho_plugin.engine.model_store import ModelStore
 from dho_plugin.engine.registry import DATASET_REGISTRY
 from dho_plugin.engine.streams import TrainingStreams
-from dho_plugin.errors import CheckpointError, TrainingError
+from dho_plugin.errors import CheckpointError, ConfigError, TrainingError
 
 
 class TrainerX(ModelStore, TrainingStreams):
@@ -99,6 +99,7 @@ class TrainerX(ModelStore, TrainingStreams):
         own = self.output_dir if self.common_epoch(self.output_dir) else ""
         self.start_epoch = self.resume_model_if_exist(own or self.cfg.RESUME or self.output_dir)
         self.num_batches = self.steps_per_epoch()
+        self.check_warmup()
         self.time_start = time.time()
         self.streams: list[Iterator[dict]] = []
         if self.start_epoch < self.max_epoch:
@@ -116,6 +117,19 @@ class TrainerX(ModelStore, TrainingStreams):
         Only once everything is built: a folder whose first command had a slip in it must not belong to that slip.
         """
         write_json(self.output_dir / "config.json", as_plain(self.cfg))
+
+    def check_warmup(self) -> None:
+        """Check that a warm-up counted in steps ends before the training does.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        warmup, total = self.cfg.OPTIM.WARMUP_STEPS, self.total_steps()
+        if warmup and warmup >= total > 0:
+            raise ConfigError(
+                f"OPTIM.WARMUP_STEPS is {warmup}, but the whole training has {total} steps ({self.max_epoch} epochs of "
+                f"{self.num_batches}, counted by TRAIN.COUNT_ITER {self.cfg.TRAIN.COUNT_ITER}): lower it"
+            )
 
     def resume_model_if_exist(self, directory: str | Path) -> int:
         """Restore the last complete epoch found in `directory` and return its number, 0 without any.
@@ -166,6 +180,7 @@ class TrainerX(ModelStore, TrainingStreams):
             batches = [next(stream) for stream in self.streams]
             data_time.update(time.time() - end)
             losses.update(self.forward_backward(*batches))
+            self.update_lr(per_step=True)
             batch_time.update(time.time() - end)
             self.bar.update()
             self.report_step(losses, batch_time, data_time)

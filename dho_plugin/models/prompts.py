@@ -24,6 +24,7 @@ class PromptLearner(nn.Module):
         ctx_init: words whose embeddings the context starts from; "" draws from N(0, 0.02^2).
         class_specific: one context per class instead of one for all.
         position: where the class name stands: "end", "middle" (after n_ctx // 2 vectors) or "front".
+        key: config key of `n_ctx`, for messages.
 
     Raises:
         ConfigError: a prompt does not fit the context length, or an argument is not allowed.
@@ -38,15 +39,17 @@ class PromptLearner(nn.Module):
         ctx_init: str = "",
         class_specific: bool = False,
         position: str = "end",
+        key: str = "TRAINER.COOP.N_CTX",
     ):
         super().__init__()
         names = [name.replace("_", " ") for name in classnames]
         check_prompts(n_ctx, ctx_init, class_specific, position)
+        self.key = key
         ctx = _embedded_words(ctx_init, tower) if ctx_init else _random(len(names), n_ctx, tower.width, class_specific)
         self.ctx = nn.Parameter(ctx)
         tokens = tower.tokenizer([f"{name}." for name in names])
         eot = tower.eot(tokens) + self.n_ctx
-        _check_length(names, eot, tower.context_length, self.n_ctx)
+        _check_length(names, eot, tower.context_length, self.n_ctx, key)
         with torch.no_grad():
             embedding = tower.embed(tokens.to(tower.positional_embedding.device))
         self.register_buffer("token_prefix", embedding[:, :1].clone())
@@ -86,6 +89,34 @@ def check_prompts(n_ctx: int, ctx_init: str, class_specific: bool, position: str
         raise ConfigError("TRAINER.COOP.CSC is True, but CTX_INIT starts one context for all classes: set one of them")
 
 
+def partial_init(n_ctx: int, ctx_init: str, names: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the words that PromptSRC learns, and the class names behind the words that stay as they are.
+
+    The first `n_ctx` of the words start the context, the others stay in front of each name; more than four context
+    vectors are drawn at random, whatever `ctx_init` says, as in the original.
+
+    Args:
+        n_ctx: number of context vectors.
+        ctx_init: words such as "a photo of a", or "".
+        names: class names.
+    """
+    words = ctx_init.replace("_", " ").split() if n_ctx <= 4 else []
+    return " ".join(words[:n_ctx]), [" ".join([*words[n_ctx:], name]) for name in names]
+
+
+def check_partial_init(key: str, n_ctx: int, ctx_init: str) -> None:
+    """Check the settings of `partial_init`.
+
+    Raises:
+        ConfigError: there are fewer words than context vectors, or no context vector.
+    """
+    words = len(ctx_init.replace("_", " ").split())
+    if n_ctx < 1:
+        raise ConfigError(f"{key} is {n_ctx}; it must be at least 1")
+    if 0 < words < n_ctx <= 4:
+        raise ConfigError(f"{key} is {n_ctx}, but CTX_INIT has {words} words: give {n_ctx} words, or none")
+
+
 def _embedded_words(words: str, tower: TextTower) -> Tensor:
     tokens = tower.tokenizer([words.replace("_", " ")])
     with torch.no_grad():
@@ -98,12 +129,12 @@ def _random(n_classes: int, n_ctx: int, width: int, class_specific: bool) -> Ten
     return nn.init.normal_(torch.empty(shape), std=0.02)
 
 
-def _check_length(names: list[str], eot: Tensor, context_length: int, n_ctx: int) -> None:
+def _check_length(names: list[str], eot: Tensor, context_length: int, n_ctx: int, key: str) -> None:
     longest = int(eot.argmax())
     if eot[longest] >= context_length:
         raise ConfigError(
-            f"TRAINER.COOP.N_CTX: {n_ctx} context tokens and class {names[longest]!r} do not fit the context length of "
-            f"{context_length} tokens: lower N_CTX (or shorten CTX_INIT)"
+            f"{key}: {n_ctx} context tokens and class {names[longest]!r} do not fit the context length of "
+            f"{context_length} tokens: lower it (or shorten CTX_INIT)"
         )
 
 
@@ -122,7 +153,7 @@ def _keep_own_tokens(module: PromptLearner, state: dict[str, Tensor], prefix: st
     ctx = state.get(prefix + "ctx")
     if ctx is not None and ctx.shape != module.ctx.shape:
         raise CheckpointError(
-            f"the checkpoint's ctx is {tuple(ctx.shape)}, this run's {tuple(module.ctx.shape)}: TRAINER.COOP.N_CTX, "
+            f"the checkpoint's ctx is {tuple(ctx.shape)}, this run's {tuple(module.ctx.shape)}: {module.key}, "
             f"CSC, CTX_INIT, MODEL.BACKBONE.NAME and (with CSC) the classes must be those of the checkpoint"
         )
     for name in ("token_prefix", "token_suffix"):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+
+from dho_plugin.models.clip import LoadedCLIP
+from dho_plugin.models.deep_prompts import VisualPrompts
+from dho_plugin.models.image_tower import PromptedImageTower
 
 
 class Student(nn.Module):
     """What a method says of itself: features, the CE path on them, which parts learn, and any loss of its own.
 
     A method's student overrides `features`, `logits_ce` and `learnable`; `extra_loss` only where it has one.
+    On a frozen CLIP it starts from `CLIPStudent`, which has the features.
 
     Attributes:
         feature_dim: D.
@@ -29,8 +35,38 @@ class Student(nn.Module):
         raise TypeError(f"{type(self).__name__} defines no learnable")
 
     def extra_loss(self, images: Tensor, features: Tensor, logits_ce: Tensor) -> Tensor | None:
-        """Return a further loss term on the labeled batch, or None."""
+        """Return a further term of the method's own loss on the labeled batch, or None; lambda weighs it, too."""
         return None
+
+
+class CLIPStudent(Student):
+    """A student on a CLIP whose own weights stay frozen, with or without prompts in its image transformer.
+
+    Args:
+        clip: the frozen CLIP.
+        visual_prompts: prompts that learn beside the image's tokens, or None.
+        dropout: rate at which values of these prompts are zeroed in training.
+    """
+
+    def __init__(self, clip: LoadedCLIP, visual_prompts: VisualPrompts | None = None, dropout: float = 0.0):
+        super().__init__()
+        self.clip_model, self.feature_dim, self.zeta = clip.model, clip.feature_dim, clip.zeta
+        self.image_tower = None if visual_prompts is None else PromptedImageTower(clip, visual_prompts, dropout)
+
+    def train(self, mode: bool = True) -> CLIPStudent:
+        """Set the mode; the CLIP stays in evaluation mode."""
+        super().train(mode)
+        self.clip_model.eval()
+        return self
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the image features (B, D), not normalized; they carry a gradient where prompts lie below them."""
+        return self.frozen_features(images) if self.image_tower is None else self.image_tower(images)
+
+    @torch.no_grad()
+    def frozen_features(self, images: Tensor) -> Tensor:
+        """Return the features (B, D) of the CLIP as it came, not normalized, without a gradient."""
+        return self.clip_model.encode_image(images)
 
 
 class DualHeadNet(nn.Module):

@@ -1,4 +1,6 @@
-"""Prompt templates per dataset: CoOp's single ones and Tip-Adapter's ensemble for ImageNet."""
+"""Prompt templates per dataset: CoOp's single ones, Tip-Adapter's ensemble for ImageNet and PromptSRC's sixty."""
+
+import open_clip
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 IMAGENET_TEMPLATES = (
@@ -10,6 +12,8 @@ IMAGENET_TEMPLATES = (
     "art of the {}.",
     "a photo of the small {}.",
 )
+# PromptSRC averages its fixed text features over the first 60 of the 80 templates that OpenAI published for ImageNet.
+PROMPTSRC_TEMPLATES = tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES[:60])
 _SINGLE = {
     "OxfordPets": "a photo of a {}, a type of pet.",
     "OxfordFlowers": "a photo of a {}, a type of flower.",

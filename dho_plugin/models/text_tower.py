@@ -1,11 +1,14 @@
 """CLIP's text transformer on prompt embeddings: the plain path over the whole context length."""
 
+from collections.abc import Sequence
+
 import open_clip
 from open_clip.hf_model import HFTextEncoder
-from torch import Tensor, arange, nn
+from torch import Tensor, arange, cat, nn
 
 from dho_plugin.errors import ConfigError
 from dho_plugin.models.clip import LoadedCLIP
+from dho_plugin.models.deep_prompts import run_blocks
 
 
 class TextTower(nn.Module):
@@ -36,6 +39,11 @@ class TextTower(nn.Module):
         return self.positional_embedding.shape[0]
 
     @property
+    def layers(self) -> int:
+        """Number of transformer layers."""
+        return len(self.transformer.resblocks)
+
+    @property
     def width(self) -> int:
         """Width W of a token embedding."""
         return self.positional_embedding.shape[1]
@@ -49,22 +57,28 @@ class TextTower(nn.Module):
         marks = tokens if self.eos_id is None else (tokens == self.eos_id).int()
         return marks.argmax(dim=-1)
 
-    def forward(self, prompts: Tensor, eot: Tensor) -> Tensor:
+    def forward(self, prompts: Tensor, eot: Tensor, deep: Sequence[Tensor] = ()) -> Tensor:
         """Encode prompt embeddings as the CLIP encodes text.
 
         Args:
             prompts: (N, L, W) embeddings without positions.
             eot: (N,) int64, position of the end-of-text token.
+            deep: (M, W) prompts of the layers from the second on, each in the place of the M tokens behind the start
+                token (PromptSRC, "independent vision-language prompting"); no positions are added to them.
 
         Returns:
             (N, D) text features, not normalized.
         """
-        x = prompts + self.positional_embedding
-        x = self.ln_final(self.transformer(x, attn_mask=self.attn_mask))
+        x = run_blocks(self.transformer, prompts + self.positional_embedding, deep, _behind_start, self.attn_mask)
+        x = self.ln_final(x)
         x = x[arange(x.shape[0], device=x.device), eot]
         if self.text_projection is None:
             return x
         return self.text_projection(x) if isinstance(self.text_projection, nn.Linear) else x @ self.text_projection
+
+
+def _behind_start(x: Tensor, prompts: Tensor) -> Tensor:
+    return cat([x[:, :1], prompts.expand(len(x), -1, -1), x[:, 1 + len(prompts) :]], dim=1)
 
 
 def _tower_of(clip: LoadedCLIP) -> nn.Module:

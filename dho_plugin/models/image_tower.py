@@ -1,0 +1,62 @@
+"""CLIP's image transformer with learned prompts beside the image's tokens."""
+
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, cat, nn
+
+from dho_plugin.errors import ConfigError
+from dho_plugin.models.clip import LoadedCLIP
+from dho_plugin.models.deep_prompts import VisualPrompts, run_blocks
+
+
+class PromptedImageTower(nn.Module):
+    """The frozen image transformer of a CLIP with visual prompts behind the image's tokens.
+
+    Layer i < depth sees [class token, patches, prompts_i] (VPT-deep, Jia et al., ECCV 2022); layers above the depth go
+    on with what the last prompts became. As in MaPLe and PromptSRC the prompts of layer 0 have no positions and pass the
+    norm before the first block. The feature is read as the CLIP reads it, without looking at the prompts.
+
+    Args:
+        clip: a CLIP with a vision transformer; its parameters are shared.
+        prompts: the prompts.
+        dropout: rate at which values of the prompts are zeroed in training, each image on its own (VPT's own: 0.1).
+    """
+
+    def __init__(self, clip: LoadedCLIP, prompts: VisualPrompts, dropout: float = 0.0):
+        super().__init__()
+        vision_width(clip)
+        self.visual, self.prompts, self.dropout = clip.model.visual, prompts, nn.Dropout(dropout)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features (B, D), not normalized, of images (B, 3, H, W)."""
+        visual = self.visual
+        x = visual._embeds(images).detach()  # nothing that learns lies below
+        n_tokens = x.shape[1]
+
+        def behind_image(x: Tensor, prompts: Tensor) -> Tensor:
+            return cat([x[:, :n_tokens], self.dropout(prompts.expand(len(x), -1, -1))], dim=1)
+
+        x = cat([x, visual.ln_pre(behind_image(x, self.prompts.VPT)[:, n_tokens:])], dim=1)
+        x = run_blocks(visual.transformer, x, self.prompts.layers(), behind_image)
+        pooled, _ = visual._pool(x[:, :n_tokens])
+        return pooled if visual.proj is None else pooled @ visual.proj
+
+
+def vision_width(clip: LoadedCLIP) -> int:
+    """Return the width W of a token of the CLIP's image transformer.
+
+    Raises:
+        ConfigError: the image encoder is no vision transformer of open_clip.
+    """
+    visual = clip.model.visual
+    if not isinstance(visual, VisionTransformer):
+        raise ConfigError(
+            f"MODEL.BACKBONE.NAME: visual prompts need a vision transformer, and {clip.name}'s image encoder is a "
+            f"{type(visual).__name__}; choose a CLIP such as ViT-B/16"
+        )
+    return visual.transformer.width
+
+
+def vision_layers(clip: LoadedCLIP) -> int:
+    """Return the number of layers of the CLIP's image transformer."""
+    vision_width(clip)
+    return len(clip.model.visual.transformer.resblocks)

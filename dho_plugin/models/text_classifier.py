@@ -1,0 +1,38 @@
+"""The classifier that prompt tuning learns: the text features of the prompted class names."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from dho_plugin.models.deep_prompts import DeepPrompts
+from dho_plugin.models.prompts import PromptLearner
+from dho_plugin.models.text_tower import TextTower
+
+
+class TextClassifier(nn.Module):
+    """Class features f_T(prompt_c) of a frozen text tower; in evaluation they are computed once.
+
+    Args:
+        prompt_learner: the prompts of C classes.
+        tower: the text tower that encodes them.
+        deep: prompts of the tower's deeper layers, or None.
+    """
+
+    def __init__(self, prompt_learner: PromptLearner, tower: TextTower, deep: DeepPrompts | None = None):
+        super().__init__()
+        self.prompt_learner, self.tower, self.deep = prompt_learner, tower, deep
+        self._features: Tensor | None = None
+
+    def train(self, mode: bool = True) -> TextClassifier:
+        """Set the mode; the tower stays in evaluation mode, and the features are computed anew."""
+        super().train(mode)
+        self.tower.eval()
+        self._features = None
+        return self
+
+    def forward(self) -> Tensor:
+        """Return the prompts' features (C, D), not normalized."""
+        if self.training or self._features is None:
+            deep = [] if self.deep is None else self.deep.layers()
+            self._features = self.tower(self.prompt_learner(), self.prompt_learner.eot, deep)
+        return self._features

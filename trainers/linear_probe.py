@@ -1,0 +1,58 @@
+"""Linear evaluation: a linear head on frozen CLIP image features, with and without DHO (DHO, appendix D.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from dho_plugin.dho_trainer import DHOTrainer
+from dho_plugin.engine.config import INITS, check_choice
+from dho_plugin.engine.data import ClassInfo
+from dho_plugin.engine.registry import TRAINER_REGISTRY
+from dho_plugin.models.clip import LoadedCLIP
+from dho_plugin.models.student import CLIPStudent, Student
+
+
+class LinearProbeStudent(CLIPStudent):
+    """A frozen CLIP image encoder under a linear head: logits = W z + b.
+
+    Args:
+        clip: the frozen CLIP.
+        ce_head: (B, D) features -> (B, C) logits.
+    """
+
+    def __init__(self, clip: LoadedCLIP, ce_head: nn.Module):
+        super().__init__(clip)
+        self.ce_head = ce_head
+
+    def logits_ce(self, features: Tensor) -> Tensor:
+        """Return W z + b, (B, C) float32."""
+        return self.ce_head(features)
+
+    def learnable(self) -> dict[str, nn.Module]:
+        """Return the head."""
+        return {"ce_head": self.ce_head}
+
+
+@TRAINER_REGISTRY.register()
+class LinearProbe(DHOTrainer):
+    """Linear evaluation with language-aware initialization (Li et al., ELEVATER, NeurIPS 2022)."""
+
+    cfg_node = "LINEARPROBE"
+
+    def check_cfg(self, cfg) -> None:
+        """Check TRAINER.LINEARPROBE.*."""
+        super().check_cfg(cfg)
+        check_choice("TRAINER.LINEARPROBE.INIT", cfg.TRAINER.LINEARPROBE.INIT, INITS)
+
+    def build_student(self, clip: LoadedCLIP, classes: Sequence[ClassInfo]) -> Student:
+        """Return the linear probe."""
+        return LinearProbeStudent(clip, self.build_ce_head(clip, self.cfg.TRAINER.LINEARPROBE.INIT))
+
+
+@TRAINER_REGISTRY.register()
+class LinearProbe_DHO(LinearProbe):
+    """Linear evaluation with a KD head beside the CE head, on the same frozen features."""
+
+    dho = True

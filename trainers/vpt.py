@@ -1,0 +1,76 @@
+"""VPT: learned prompts in the image transformer (Jia et al., ECCV 2022), with and without DHO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from dho_plugin.dho_trainer import DHOTrainer
+from dho_plugin.engine.config import INITS, check_choice
+from dho_plugin.engine.data import ClassInfo
+from dho_plugin.engine.registry import TRAINER_REGISTRY
+from dho_plugin.errors import ConfigError
+from dho_plugin.models.clip import LoadedCLIP
+from dho_plugin.models.deep_prompts import VisualPrompts, check_depth
+from dho_plugin.models.image_tower import vision_layers, vision_width
+from dho_plugin.models.student import CLIPStudent, Student
+
+
+class VPTStudent(CLIPStudent):
+    """Visual prompts in a frozen CLIP's image transformer under a linear head.
+
+    Args:
+        clip: the frozen CLIP.
+        prompts: the visual prompts.
+        ce_head: (B, D) features -> (B, C) logits.
+        dropout: rate at which values of the prompts are zeroed in training.
+    """
+
+    def __init__(self, clip: LoadedCLIP, prompts: VisualPrompts, ce_head: nn.Module, dropout: float = 0.0):
+        super().__init__(clip, prompts, dropout)
+        self.prompt_learner = nn.ModuleDict({"image_encoder": prompts})
+        self.ce_head = ce_head
+
+    def logits_ce(self, features: Tensor) -> Tensor:
+        """Return W z + b, (B, C) float32."""
+        return self.ce_head(features)
+
+    def learnable(self) -> dict[str, nn.Module]:
+        """Return the prompts, under the keys that MaPLe's and PromptSRC's code give them, and the head."""
+        return {"prompt_learner": self.prompt_learner, "ce_head": self.ce_head}
+
+
+@TRAINER_REGISTRY.register()
+class VPT(DHOTrainer):
+    """Visual Prompt Tuning, https://arxiv.org/abs/2203.12119: prompts in the first PROMPT_DEPTH_VISION layers."""
+
+    cfg_node = "VPT"
+
+    def check_cfg(self, cfg) -> None:
+        """Check TRAINER.VPT.*; the depth is checked against the model."""
+        super().check_cfg(cfg)
+        node = cfg.TRAINER.VPT
+        check_choice("TRAINER.VPT.INIT", node.INIT, INITS)
+        if node.N_CTX_VISION < 1:
+            raise ConfigError(f"TRAINER.VPT.N_CTX_VISION is {node.N_CTX_VISION}; it must be at least 1")
+        if not 0 <= node.DROPOUT < 1:
+            raise ConfigError(f"TRAINER.VPT.DROPOUT is {node.DROPOUT}; allowed: a number in [0, 1)")
+
+    def display_name(self) -> str:
+        """Return the name with the depth, as the paper's Table 13 has it."""
+        return super().display_name().replace("VPT", f"VPT-{self.cfg.TRAINER.VPT.PROMPT_DEPTH_VISION}")
+
+    def build_student(self, clip: LoadedCLIP, classes: Sequence[ClassInfo]) -> Student:
+        """Return VPT's student."""
+        node = self.cfg.TRAINER.VPT
+        check_depth("TRAINER.VPT.PROMPT_DEPTH_VISION", node.PROMPT_DEPTH_VISION, vision_layers(clip))
+        prompts = VisualPrompts(node.N_CTX_VISION, vision_width(clip), node.PROMPT_DEPTH_VISION)
+        return VPTStudent(clip, prompts, self.build_ce_head(clip, node.INIT), node.DROPOUT)
+
+
+@TRAINER_REGISTRY.register()
+class VPT_DHO(VPT):
+    """VPT with a KD head: both losses reach the prompts through the shared features."""
+
+    dho = True
