@@ -11,9 +11,17 @@ _DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 class DHOError(Exception):
     """Base of all errors that this package raises on purpose."""
 
+    exit_code = 2  # of a command that ends with it
+
 
 class ConfigError(DHOError):
     """A configuration key, flag or combination of them is wrong."""
+
+
+class InUseError(ConfigError):
+    """Another process works in the same output folder; scripts leave the run to it."""
+
+    exit_code = 3
 
 
 class DataError(DHOError):
@@ -39,13 +47,14 @@ def run_command(command: Callable[[], None]) -> int:
         command: does the work, and raises a DHOError where it cannot.
 
     Returns:
-        0; 2 after such an error or where the disk refuses (full, read-only, not permitted); 130 after Ctrl-C.
+        0; the error's `exit_code`: 3 where another process is at this very run, else 2; 2 also where the disk refuses
+        (full, read-only, not permitted); 130 after Ctrl-C.
     """
     try:
         command()
     except DHOError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except OSError as error:
         if error.errno not in _DISK_ERRNOS:
             raise

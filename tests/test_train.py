@@ -199,7 +199,7 @@ def test_two_runs_in_one_folder_do_not_meet(command, tmp_path, capsys):
     from dho_plugin.engine.logger import locked
 
     with locked(tmp_path / "run"):
-        assert main(command("CoOp", "run")) == 2
+        assert main(command("CoOp", "run")) == 3
     assert "in use by another run" in capsys.readouterr().err
 
 

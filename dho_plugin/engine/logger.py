@@ -15,7 +15,7 @@ from typing import TextIO
 
 import torch
 
-from dho_plugin.errors import ConfigError
+from dho_plugin.errors import InUseError
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "accelerate", "numpy", "pillow", "dho_plugin")
 
@@ -65,7 +65,7 @@ def locked(output_dir: str | Path) -> Iterator[None]:
     """Keep other processes out of a run's folder; the lock ends with the process, however it ends.
 
     Raises:
-        ConfigError: another process works in `output_dir`.
+        InUseError: another process works in `output_dir`.
     """
     path = Path(output_dir) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def locked(output_dir: str | Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigError(
+            raise InUseError(
                 f"OUTPUT_DIR {str(output_dir)!r} is in use by another run; wait for it or choose another --output-dir"
             ) from error
         yield

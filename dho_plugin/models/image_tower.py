@@ -12,8 +12,8 @@ class PromptedImageTower(nn.Module):
     """The frozen image transformer of a CLIP with visual prompts behind the image's tokens.
 
     Layer i < depth sees [class token, patches, prompts_i] (VPT-deep, Jia et al., ECCV 2022); layers above the depth go
-    on with what the last prompts became. As in MaPLe and PromptSRC the prompts of layer 0 have no positions and pass the
-    norm before the first block. The feature is read as the CLIP reads it, without looking at the prompts.
+    on with what the last prompts became. As in MaPLe and PromptSRC the prompts of layer 0 have no positions, and they
+    pass the norm before the first block. The feature is read as the CLIP reads it, without looking at the prompts.
 
     Args:
         clip: a CLIP with a vision transformer; its parameters are shared.
