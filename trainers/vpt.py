@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from dho_plugin.core.heads import CosineHead
 from dho_plugin.dho_trainer import DHOTrainer
 from dho_plugin.engine.config import INITS, check_choice
 from dho_plugin.engine.data import ClassInfo
@@ -15,15 +16,16 @@ from dho_plugin.models.clip import LoadedCLIP
 from dho_plugin.models.deep_prompts import VisualPrompts, check_depth
 from dho_plugin.models.image_tower import vision_layers, vision_width
 from dho_plugin.models.student import CLIPStudent, Student
+from dho_plugin.models.zeroshot import class_features
 
 
 class VPTStudent(CLIPStudent):
-    """Visual prompts in a frozen CLIP's image transformer under a linear head.
+    """Visual prompts in a frozen CLIP's image transformer under a linear head or a fixed text classifier.
 
     Args:
         clip: the frozen CLIP.
         prompts: the visual prompts.
-        ce_head: (B, D) features -> (B, C) logits.
+        ce_head: (B, D) features -> (B, C) logits; it learns where its parameters require a gradient.
         dropout: rate at which values of the prompts are zeroed in training.
     """
 
@@ -33,12 +35,13 @@ class VPTStudent(CLIPStudent):
         self.ce_head = ce_head
 
     def logits_ce(self, features: Tensor) -> Tensor:
-        """Return W z + b, (B, C) float32."""
+        """Return W z + b, or cos / zeta to the text features, (B, C) float32."""
         return self.ce_head(features)
 
     def learnable(self) -> dict[str, nn.Module]:
-        """Return the prompts, under the keys that MaPLe's and PromptSRC's code give them, and the head."""
-        return {"prompt_learner": self.prompt_learner, "ce_head": self.ce_head}
+        """Return the prompts, under the name and keys that MaPLe's code gives them, and the head if it learns."""
+        learns = any(parameter.requires_grad for parameter in self.ce_head.parameters())
+        return {"prompt_learner": self.prompt_learner} | ({"ce_head": self.ce_head} if learns else {})
 
 
 @TRAINER_REGISTRY.register()
@@ -52,6 +55,7 @@ class VPT(DHOTrainer):
         super().check_cfg(cfg)
         node = cfg.TRAINER.VPT
         check_choice("TRAINER.VPT.INIT", node.INIT, INITS)
+        check_choice("TRAINER.VPT.HEAD", node.HEAD, ("linear", "text"))
         if node.N_CTX_VISION < 1:
             raise ConfigError(f"TRAINER.VPT.N_CTX_VISION is {node.N_CTX_VISION}; it must be at least 1")
         if not 0 <= node.DROPOUT < 1:
@@ -66,7 +70,14 @@ class VPT(DHOTrainer):
         node = self.cfg.TRAINER.VPT
         check_depth("TRAINER.VPT.PROMPT_DEPTH_VISION", node.PROMPT_DEPTH_VISION, vision_layers(clip))
         prompts = VisualPrompts(node.N_CTX_VISION, vision_width(clip), node.PROMPT_DEPTH_VISION)
-        return VPTStudent(clip, prompts, self.build_ce_head(clip, node.INIT), node.DROPOUT)
+        head = self.build_ce_head(clip, node.INIT) if node.HEAD == "linear" else self.text_head(clip, classes)
+        return VPTStudent(clip, prompts, head, node.DROPOUT)
+
+    def text_head(self, clip: LoadedCLIP, classes: Sequence[ClassInfo]) -> nn.Module:
+        """Return the frozen classifier cos / zeta to the text features of CTX_INIT and the class names."""
+        template = self.cfg.TRAINER.VPT.CTX_INIT.replace("_", " ") + " {}."
+        features = class_features(clip, [info.name for info in classes], [template.strip()])
+        return CosineHead(clip.feature_dim, len(classes), clip.zeta, init=features).requires_grad_(False)
 
 
 @TRAINER_REGISTRY.register()

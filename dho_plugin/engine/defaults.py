@@ -103,11 +103,13 @@ DEFAULTS = {
         "COOP": {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "PREC": "fp16", "CLASS_TOKEN_POSITION": "end"},
         "LINEARPROBE": {"INIT": "language", "PREC": "fp16"},  # INIT of the CE head: language | kaiming
         "VPT": {
-            "N_CTX_VISION": 10,  # prompts a layer
-            "PROMPT_DEPTH_VISION": 3,  # layers with prompts; 1 is VPT-shallow
-            "DROPOUT": 0.0,  # on the prompts
-            "INIT": "language",  # of the CE head: language | kaiming
+            "N_CTX_VISION": 2,  # prompts a layer
+            "CTX_INIT": "a photo of a",  # words in front of the class names, for HEAD text
             "PREC": "fp16",
+            "PROMPT_DEPTH_VISION": 1,  # layers with prompts; 1 is VPT-shallow
+            "HEAD": "text",  # ours: text (fixed text features, as in MaPLe's code) | linear (learned, as in DHO)
+            "INIT": "language",  # ours, of the linear head: language | kaiming
+            "DROPOUT": 0.0,  # ours, on the prompts
         },
         "PROMPTSRC": {
             "N_CTX_VISION": 4,
