@@ -58,8 +58,12 @@ def as_plain(cfg: CfgNode) -> dict[str, Any]:
 
 
 def differing_keys(mine: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Return the keys, `A.B: mine != other`, in which two plain configs describe different computations."""
-    a, b = dict(flatten(CfgNode(mine))), dict(flatten(CfgNode(other)))
+    """Return the keys, `A.B: mine != other`, in which two plain configs describe different computations.
+
+    A key that one of them lacks, because it was stored before that key was there, has its default.
+    """
+    defaults = dict(flatten(CfgNode(as_plain(get_cfg_default()))))
+    a, b = (defaults | dict(flatten(CfgNode(plain))) for plain in (mine, other))
     keys = sorted((a.keys() | b.keys()) - EXECUTION_KEYS)
     return [f"{k}: {b.get(k)!r} there, {a.get(k)!r} here" for k in keys if a.get(k) != b.get(k)]
 

@@ -124,6 +124,14 @@ def test_two_configs_differ_only_in_what_changes_numbers(cfg):
     assert config.differing_keys(mine, other) == ["OPTIM.LR: 1.0 there, 0.0003 here"]
 
 
+def test_a_config_stored_before_a_key_was_there_has_its_default(cfg):
+    mine, older = config.as_plain(cfg), config.as_plain(cfg)
+    del older["OPTIM"]["WARMUP_STEPS"], older["TRAINER"]["VPT"]
+    assert config.differing_keys(mine, older) == []
+    mine["OPTIM"]["WARMUP_STEPS"] = 7
+    assert config.differing_keys(mine, older) == ["OPTIM.WARMUP_STEPS: 0 there, 7 here"]
+
+
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("configs/**/*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_config_loads(cfg, path):
     config.merge_file(cfg, path)
