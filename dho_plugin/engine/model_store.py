@@ -12,6 +12,7 @@ from torch import nn
 from dho_plugin.engine.checkpoint import load_checkpoint, model_path, save_checkpoint, saved_epochs
 from dho_plugin.errors import CheckpointError, ConfigError
 
+PROMPT_KEYS = ("ctx", "VPT", "VPT_shallow")  # last part of a learned prompt's key, in the originals' files, too
 LATER_DERIVED = ("token_prefix", "token_suffix")  # recomputed from the class names, whatever a file says
 
 
@@ -132,6 +133,10 @@ class ModelStore:
         learned = {k for k in own if k.rsplit(".", 1)[-1] not in LATER_DERIVED}
         if missing := sorted(learned - state.keys()):
             raise CheckpointError(f"{path}: holds no {missing[:3]}; it is not a checkpoint of {name}")
+        if surplus := sorted(k for k in state.keys() - own.keys() if k.rsplit(".", 1)[-1] in PROMPT_KEYS):
+            raise CheckpointError(
+                f"{path}: holds prompts that this model lacks, {surplus[:3]}: set that run's prompt depths"
+            )
         model.load_state_dict(state, strict=False)
 
     def _load_train_state(self, name: str, checkpoint: dict, path: Path) -> None:
