@@ -11,11 +11,17 @@ from typing import Any
 import torch
 
 from dho_plugin.engine.files import atomic_write
+from dho_plugin.engine.foreign import read_foreign
 from dho_plugin.errors import CheckpointError
 
 BEST_NAME = "model-best.pth.tar"
 _EPOCH_NAME = re.compile(r"model\.pth\.tar-(\d+)")
 _PLAIN = (str, int, float, bool, type(None))
+# Damaged bytes may say anything, and torch's reader takes them at their word.
+_READ_ERRORS = (
+    *(OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+    *(ArithmeticError, MemoryError, pickle.UnpicklingError),
+)
 
 
 def save_checkpoint(state: dict[str, Any], path: str | Path) -> None:
@@ -41,27 +47,37 @@ def save_checkpoint(state: dict[str, Any], path: str | Path) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, refusing everything but tensors and plain values.
+    """Read a checkpoint onto the CPU; of other objects than tensors and plain values, none is opened.
 
     Args:
-        path: file written by `save_checkpoint`, or any torch file that holds only tensors and plain values.
+        path: file written by `save_checkpoint`, by a Dassl host, or any torch file of a dict.
 
     Returns:
-        The stored dict.
+        The stored dict; parts that hold other objects, such as a Dassl host's `scheduler`, are left out, and a printed
+        line names them.
 
     Raises:
-        CheckpointError: the file is missing, damaged, holds other objects, or is not a dict.
+        CheckpointError: the file is missing, damaged, not a dict, or its weights are not plain tensors.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}. {_list_available(path.parent)}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        state = _read(path)
+    except _READ_ERRORS as error:
         raise CheckpointError(_explain(path, error)) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a checkpoint's dict: is it the right file?")
     return state
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        if not zipfile.is_zipfile(path):
+            raise
+        return read_foreign(path)
 
 
 def model_path(directory: str | Path, name: str, epoch: int | None = None) -> Path:
@@ -105,14 +121,15 @@ def _check_plain(value: Any, where: str) -> None:
 def _explain(path: Path, error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
         return (
-            f"{path} holds more than tensors and plain values (Dassl stores its scheduler as an object), and opening "
-            "such a file could run code, so it is refused. If you trust its origin, load it once with "
-            "torch.load(path, weights_only=False) and save {'state_dict': ..., 'epoch': ...} from it with torch.save. "
-            f"Reason: {_first_line(error)}"
+            f"{path} cannot be read without running code that it brings along, so it is refused. Objects beside the "
+            "weights, such as the scheduler in a Dassl host's file, are passed over, but this file asks for more. If "
+            "you trust its origin, load it once with torch.load(path, weights_only=False) and save {'state_dict': ..., "
+            f"'epoch': ...}} from it with torch.save. Reason: {_first_line(error)}"
         )
     return (
         f"{path} is damaged or not a torch checkpoint ({_first_line(error)}). Delete it, then resume from an earlier "
-        f"epoch or train again. {_list_available(path.parent)}"
+        f"epoch or train again; a file of objects from before torch 1.6 has to be saved anew by a newer torch. "
+        f"{_list_available(path.parent)}"
     )
 
 

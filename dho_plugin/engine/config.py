@@ -6,6 +6,7 @@ Precedence as in the hosts: defaults < dataset YAML < method YAML < flags < trai
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,10 +96,20 @@ def merge_file(cfg: CfgNode, path: str | Path) -> None:
     except (yaml.YAMLError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {str(path)!r} is not readable as YAML: {error}") from error
     _check_known(cfg, flatten(loaded), str(path))
+    _whole_numbers_to_floats(loaded, cfg)
     try:
         cfg.merge_from_other_cfg(loaded)
     except (ValueError, AssertionError) as error:
         raise ConfigError(f"config file {str(path)!r}: {error}") from error
+
+
+def _whole_numbers_to_floats(loaded: CfgNode, cfg: CfgNode) -> None:
+    """Make 25 a 25.0 where the key holds a float: yacs itself takes neither for the other."""
+    for key, value in loaded.items():
+        if isinstance(value, CfgNode):
+            _whole_numbers_to_floats(value, cfg[key])
+        elif type(value) is int and isinstance(cfg[key], float):
+            loaded[key] = float(value)
 
 
 def merge_pairs(cfg: CfgNode, pairs: Sequence[str]) -> None:
@@ -110,11 +121,14 @@ def merge_pairs(cfg: CfgNode, pairs: Sequence[str]) -> None:
     if len(pairs) % 2:
         raise ConfigError(f"trailing options come as KEY VALUE pairs; got {len(pairs)} words: {' '.join(pairs)}")
     _check_known(cfg, ((key, None) for key in pairs[::2]), "command line")
+    known = dict(flatten(cfg))
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        if isinstance(known.get(key), float) and re.fullmatch(r"[+-]?\d+", value):
+            value = f"{value}.0"
         try:
             cfg.merge_from_list([key, value])
         except (ValueError, AssertionError, SyntaxError) as error:
-            kind = type(dict(flatten(cfg)).get(key, {})).__name__
+            kind = type(known.get(key, {})).__name__
             raise ConfigError(f"{key}: {value!r} is not a {kind} ({error})") from error
 
 

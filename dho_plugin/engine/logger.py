@@ -15,7 +15,7 @@ from typing import TextIO
 
 import torch
 
-from dho_plugin.errors import InUseError
+from dho_plugin.errors import ConfigError, InUseError
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "accelerate", "numpy", "pillow", "dho_plugin")
 
@@ -66,15 +66,21 @@ def locked(output_dir: str | Path) -> Iterator[None]:
 
     Raises:
         InUseError: another process works in `output_dir`.
+        ConfigError: its file system has no locks, so nothing would keep two runs apart.
     """
     path = Path(output_dir) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise InUseError(
                 f"OUTPUT_DIR {str(output_dir)!r} is in use by another run; wait for it or choose another --output-dir"
+            ) from error
+        except OSError as error:
+            raise ConfigError(
+                f"OUTPUT_DIR {str(output_dir)!r} cannot be locked ({error}); choose an --output-dir on a file system "
+                "with locks"
             ) from error
         yield
 

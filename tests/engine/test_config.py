@@ -116,6 +116,16 @@ def test_transforms_that_views_do_not_know_are_refused(cfg):
         config.check_cfg(cfg)
 
 
+def test_whole_numbers_are_taken_where_a_float_is_wanted(cfg, tmp_path):
+    (tmp_path / "a.yaml").write_text("TRAINER:\n  PROMPTSRC:\n    GPA_STD: 3\nOPTIM:\n  MAX_EPOCH: 4\n")
+    config.merge_file(cfg, tmp_path / "a.yaml")
+    config.merge_pairs(cfg, ["OPTIM.LR", "1", "SEED", "2"])
+    values = cfg.TRAINER.PROMPTSRC.GPA_STD, cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.LR, cfg.SEED
+    assert [(type(value), value) for value in values] == [(float, 3.0), (int, 4), (float, 1.0), (int, 2)]
+    with pytest.raises(ConfigError, match="OPTIM.MAX_EPOCH"):
+        config.merge_pairs(cfg, ["OPTIM.MAX_EPOCH", "1.5"])
+
+
 def test_two_configs_differ_only_in_what_changes_numbers(cfg):
     mine, other = config.as_plain(cfg), config.as_plain(cfg)
     other["DATALOADER"]["NUM_WORKERS"], other["DATASET"]["ROOT"] = 99, "/elsewhere"
