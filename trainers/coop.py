@@ -58,7 +58,7 @@ class CoOp(DHOTrainer):
         prompts = PromptLearner(
             [info.name for info in classes],
             tower,
-            n_ctx=node.N_CTX,
+            n_ctx=None if node.CTX_INIT else node.N_CTX,
             ctx_init=node.CTX_INIT,
             class_specific=node.CSC,
             position=node.CLASS_TOKEN_POSITION,

@@ -13,10 +13,11 @@ from dho_plugin.dho_trainer import DHOTrainer
 from dho_plugin.engine.averaging import WeightedSum, gaussian_weights
 from dho_plugin.engine.data import ClassInfo
 from dho_plugin.engine.registry import TRAINER_REGISTRY
+from dho_plugin.errors import ConfigError
 from dho_plugin.models.clip import LoadedCLIP
 from dho_plugin.models.deep_prompts import DeepPrompts, VisualPrompts, check_depth
 from dho_plugin.models.image_tower import vision_layers, vision_width
-from dho_plugin.models.prompts import PromptLearner, check_partial_init, partial_init
+from dho_plugin.models.prompts import PromptLearner
 from dho_plugin.models.student import CLIPStudent, Student
 from dho_plugin.models.templates import PROMPTSRC_TEMPLATES
 from dho_plugin.models.text_classifier import TextClassifier
@@ -67,7 +68,9 @@ class PromptSRC(DHOTrainer):
         """Check TRAINER.PROMPTSRC.*; the depths are checked against the model."""
         super().check_cfg(cfg)
         node = cfg.TRAINER.PROMPTSRC
-        check_partial_init("TRAINER.PROMPTSRC.N_CTX_TEXT", node.N_CTX_TEXT, node.CTX_INIT)
+        for key in ("N_CTX_TEXT", "N_CTX_VISION"):
+            if node[key] < 1:
+                raise ConfigError(f"TRAINER.PROMPTSRC.{key} is {node[key]}; it must be at least 1")
         self.gpa_weights = gaussian_weights(cfg.OPTIM.MAX_EPOCH, node.GPA_MEAN, node.GPA_STD)
 
     def build_student(self, clip: LoadedCLIP, classes: Sequence[ClassInfo]) -> Student:
@@ -85,7 +88,7 @@ class PromptSRC(DHOTrainer):
         depth_text, depth_vision = node.PROMPT_DEPTH_TEXT, node.PROMPT_DEPTH_VISION
         check_depth("TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", depth_text, tower.layers)
         check_depth("TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", depth_vision, vision_layers(clip), lowest=0)
-        init, names = partial_init(node.N_CTX_TEXT, node.CTX_INIT, names)
+        init = node.CTX_INIT if node.N_CTX_TEXT <= 4 else ""  # as in the original
         key = "TRAINER.PROMPTSRC.N_CTX_TEXT"
         prompts = nn.ModuleDict({
             "prompt_learner": PromptLearner(names, tower, n_ctx=node.N_CTX_TEXT, ctx_init=init, key=key),

@@ -20,8 +20,9 @@ class PromptLearner(nn.Module):
     Args:
         classnames: C names; "_" reads as a space.
         tower: the text tower, for its tokenizer and token embeddings.
-        n_ctx: number of context vectors, unless `ctx_init` says it.
-        ctx_init: words whose embeddings the context starts from; "" draws from N(0, 0.02^2).
+        n_ctx: number of context vectors; None: as many as `ctx_init` has words, else 16.
+        ctx_init: words whose first `n_ctx` tokens the context starts from; further tokens stay as they are, between
+            context and name. "" draws from N(0, 0.02^2).
         class_specific: one context per class instead of one for all.
         position: where the class name stands: "end", "middle" (after n_ctx // 2 vectors) or "front".
         key: config key of `n_ctx`, for messages.
@@ -35,30 +36,40 @@ class PromptLearner(nn.Module):
         classnames: Sequence[str],
         tower: TextTower,
         *,
-        n_ctx: int = 16,
+        n_ctx: int | None = None,
         ctx_init: str = "",
         class_specific: bool = False,
         position: str = "end",
         key: str = "TRAINER.COOP.N_CTX",
     ):
         super().__init__()
-        names = [name.replace("_", " ") for name in classnames]
-        check_prompts(n_ctx, ctx_init, class_specific, position)
         self.key = key
-        ctx = _embedded_words(ctx_init, tower) if ctx_init else _random(len(names), n_ctx, tower.width, class_specific)
-        self.ctx = nn.Parameter(ctx)
-        tokens = tower.tokenizer([f"{name}." for name in names])
-        eot = tower.eot(tokens) + self.n_ctx
-        _check_length(names, eot, tower.context_length, self.n_ctx, key)
-        with torch.no_grad():
-            embedding = tower.embed(tokens.to(tower.positional_embedding.device))
-        self.register_buffer("token_prefix", embedding[:, :1].clone())
-        self.register_buffer("token_suffix", embedding[:, 1 : tower.context_length - self.n_ctx].clone())
-        self.register_buffer("eot", eot.to(embedding.device), persistent=False)
-        name_lengths = tower.eot(tower.tokenizer(names)) - 1
-        order = None if position == "end" else _order(name_lengths, self.n_ctx, tower.context_length, position)
-        self.register_buffer("order", None if order is None else order.to(embedding.device), persistent=False)
+        n_ctx = len(_words(ctx_init)) or 16 if n_ctx is None else n_ctx
+        check_prompts(n_ctx, ctx_init, class_specific, position)
+        names = [name.replace("_", " ") for name in classnames]
+        words = _embedded(_words(ctx_init), tower)
+        if ctx_init and len(words) < n_ctx:
+            raise ConfigError(f"{key} is {n_ctx}, but CTX_INIT {ctx_init!r} has {len(words)} tokens: lower it")
+        random = _random(len(names), n_ctx, tower.width, class_specific)
+        self.ctx = nn.Parameter(words[:n_ctx].clone() if ctx_init else random)
+        self._register_tokens(names, tower, words[n_ctx:], position)
         self.register_load_state_dict_pre_hook(_keep_own_tokens)
+
+    def _register_tokens(self, names: list[str], tower: TextTower, kept: Tensor, position: str) -> None:
+        """Register what surrounds the context: the start, then the kept words (K, W), name, stop and end."""
+        length, device = tower.context_length, tower.positional_embedding.device
+        tokens = tower.tokenizer([f"{name}." for name in names])
+        eot = tower.eot(tokens) + self.n_ctx + len(kept)
+        _check_length(names, eot, length, self.n_ctx, self.key)
+        with torch.no_grad():
+            embedding = tower.embed(tokens.to(device))
+        suffix = torch.cat([kept.expand(len(names), -1, -1), embedding[:, 1:]], dim=1)[:, : length - 1 - self.n_ctx]
+        self.register_buffer("token_prefix", embedding[:, :1].clone())
+        self.register_buffer("token_suffix", suffix.clone())
+        self.register_buffer("eot", eot.to(device), persistent=False)
+        name_lengths = tower.eot(tower.tokenizer(names)) - 1 + len(kept)
+        order = None if position == "end" else _order(name_lengths, self.n_ctx, length, position).to(device)
+        self.register_buffer("order", order, persistent=False)
 
     @property
     def n_ctx(self) -> int:
@@ -83,45 +94,21 @@ def check_prompts(n_ctx: int, ctx_init: str, class_specific: bool, position: str
     """
     if position not in POSITIONS:
         raise ConfigError(f"TRAINER.COOP.CLASS_TOKEN_POSITION is {position!r}; allowed: {', '.join(POSITIONS)}")
-    if not ctx_init and n_ctx < 1:
+    if n_ctx < 1:
         raise ConfigError(f"TRAINER.COOP.N_CTX: {n_ctx}; it must be at least 1")
     if ctx_init and class_specific:
         raise ConfigError("TRAINER.COOP.CSC is True, but CTX_INIT starts one context for all classes: set one of them")
 
 
-def partial_init(n_ctx: int, ctx_init: str, names: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the words that PromptSRC learns, and the class names behind the words that stay as they are.
-
-    The first `n_ctx` of the words start the context, the others stay in front of each name; more than four context
-    vectors are drawn at random, whatever `ctx_init` says, as in the original.
-
-    Args:
-        n_ctx: number of context vectors.
-        ctx_init: words such as "a photo of a", or "".
-        names: class names.
-    """
-    words = ctx_init.replace("_", " ").split() if n_ctx <= 4 else []
-    return " ".join(words[:n_ctx]), [" ".join([*words[n_ctx:], name]) for name in names]
+def _words(ctx_init: str) -> list[str]:
+    return ctx_init.replace("_", " ").split()
 
 
-def check_partial_init(key: str, n_ctx: int, ctx_init: str) -> None:
-    """Check the settings of `partial_init`.
-
-    Raises:
-        ConfigError: there are fewer words than context vectors, or no context vector.
-    """
-    words = len(ctx_init.replace("_", " ").split())
-    if n_ctx < 1:
-        raise ConfigError(f"{key} is {n_ctx}; it must be at least 1")
-    if 0 < words < n_ctx <= 4:
-        raise ConfigError(f"{key} is {n_ctx}, but CTX_INIT has {words} words: give {n_ctx} words, or none")
-
-
-def _embedded_words(words: str, tower: TextTower) -> Tensor:
-    tokens = tower.tokenizer([words.replace("_", " ")])
-    with torch.no_grad():
-        embedding = tower.embed(tokens.to(tower.positional_embedding.device))
-    return embedding[0, 1 : tower.eot(tokens).item()].clone()
+@torch.no_grad()
+def _embedded(words: list[str], tower: TextTower) -> Tensor:
+    """Return the token embeddings (T, W) of the words, which may have several tokens each."""
+    tokens = tower.tokenizer([" ".join(words)])
+    return tower.embed(tokens.to(tower.positional_embedding.device))[0, 1 : tower.eot(tokens).item()]
 
 
 def _random(n_classes: int, n_ctx: int, width: int, class_specific: bool) -> Tensor:
