@@ -18,7 +18,7 @@ class PromptedImageTower(nn.Module):
     Args:
         clip: a CLIP with a vision transformer; its parameters are shared.
         prompts: the prompts.
-        dropout: rate at which values of the prompts are zeroed in training, each image on its own (VPT's own: 0.1).
+        dropout: rate at which values of the prompts are zeroed in training, each image on its own.
     """
 
     def __init__(self, clip: LoadedCLIP, prompts: VisualPrompts, dropout: float = 0.0):

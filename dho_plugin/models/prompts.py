@@ -67,7 +67,7 @@ class PromptLearner(nn.Module):
         self.register_buffer("token_prefix", embedding[:, :1].clone())
         self.register_buffer("token_suffix", suffix.clone())
         self.register_buffer("eot", eot.to(device), persistent=False)
-        name_lengths = tower.eot(tower.tokenizer(names)) - 1 + len(kept)
+        name_lengths = tower.eot(tower.tokenizer(names)) - 1  # without the kept words, as in the original
         order = None if position == "end" else _order(name_lengths, self.n_ctx, length, position).to(device)
         self.register_buffer("order", order, persistent=False)
 
