@@ -21,26 +21,40 @@ def make(tower, names=NAMES, **options):
     return PromptLearner(names, tower, **options)
 
 
-def expected(learner, tower, position, names=NAMES):
-    """CoOp's prompts, one class and one vector after the other, in float64: embeddings, end positions, ctx."""
+def expected(learner, tower, position, names=NAMES, init=""):
+    """CoOp's prompts, one class and one vector after the other, in float64: embeddings, end positions, ctx.
+
+    Words of `init` behind the context stay before each name; what CoOp moves is as many tokens as the name alone has.
+    """
     table = tower.token_embedding.weight.detach().double()
     ctx = learner.ctx.detach().double().requires_grad_()
     n, rows, ends = ctx.shape[-2], [], []
     before = {"end": n, "middle": n // 2, "front": 0}[position]
+    kept = tower.tokenizer.encode(init.replace("_", " "))[n:]
     for k, name in enumerate(names):
-        own = list(ctx[k] if ctx.dim() == 3 else ctx)
-        words = [table[i] for i in tower.tokenizer.encode(name.replace("_", " "))]
-        row = [table[START], *own[:before], *words, *own[before:], table[STOP], table[END]]
+        own, own_words = list(ctx[k] if ctx.dim() == 3 else ctx), tower.tokenizer.encode(name.replace("_", " "))
+        rest = [table[i] for i in [*kept, *own_words, STOP, END]]
+        moved, rest = rest[: len(own_words)], rest[len(own_words) :]
+        row = [table[START], *own[:before], *moved, *own[before:], *rest]
         ends.append(len(row) - 1)
         rows.append(torch.stack(row + [table[0]] * (77 - len(row))))
     return torch.stack(rows), torch.tensor(ends), ctx
 
 
-@pytest.mark.parametrize("options", [{"n_ctx": 5}, {"n_ctx": 4, "class_specific": True}, {"ctx_init": "a_photo_of a"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_ctx": 5},
+        {"n_ctx": 4, "class_specific": True},
+        {"ctx_init": "a_photo_of a"},
+        {"n_ctx": 2, "ctx_init": "a_photo_of a"},
+        {"ctx_init": "a sunglasses photo of zebrafish"},
+    ],
+)
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 def test_prompts_features_and_gradient_as_published(tower, reference_text, position, options):
     learner = make(tower, position=position, **options)
-    prompts, ends, ctx = expected(learner, tower, position)
+    prompts, ends, ctx = expected(learner, tower, position, init=options.get("ctx_init", ""))
     ours = learner()
     torch.testing.assert_close(ours.double(), prompts, atol=0, rtol=0)
     assert torch.equal(learner.eot, ends)
