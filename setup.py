@@ -34,6 +34,7 @@ setup(
         "pillow",
         "safetensors",
         "scikit-learn",
+        "scipy",
         "tabulate",
         "tensorboard",
         "tqdm",
