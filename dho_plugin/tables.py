@@ -3,95 +3,21 @@
 import argparse
 import csv
 import io
-import json
-import math
 import re
-import statistics
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 from tabulate import tabulate
-from yacs.config import CfgNode
 
-from dho_plugin.engine.config import differing_keys, flatten
-from dho_plugin.errors import DataError, run_command
+from dho_plugin.errors import run_command
+from dho_plugin.paired import compare, format_comparisons
+from dho_plugin.paper import beside_the_papers
+from dho_plugin.results import find_evaluations, find_results
+from dho_plugin.rows import Row, Score, build_rows, shown_columns
 
-TEST_SETS = {"val": "Val", "imagenetv2": "V2", "imagenet_sketch": "Sketch", "imagenet_r": "R", "imagenet_a": "A"}
-SHIFTED = ("imagenetv2", "imagenet_sketch", "imagenet_r", "imagenet_a")
 FORMATS = {"plain": "simple", "markdown": "github", "latex": "latex_raw", "csv": ""}
-_GROUP_KEYS = ("dataset", "trainer", "method", "shots", "unlabeled", "teacher", "config_name")
-
-
-@dataclass(frozen=True)
-class Score:
-    """Accuracy of one test set in percent over seeds: mean, and sample standard deviation (n - 1; None for one)."""
-
-    mean: float
-    std: float | None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table, the runs that differ only in their seed: text and number columns by name, and their count.
-
-    The labels are Dataset, Method, Labeled, Teacher, Unlabeled, Config; a score is None where no run has that test set.
-    """
-
-    labels: dict[str, str]
-    scores: dict[str, Score | None]
-    seeds: int
-
-
-def find_results(directories: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """Read every results.json below the directories; what cannot be used is named on stderr and skipped.
-
-    Args:
-        directories: folders to search.
-
-    Returns:
-        The results, each with its file under "path", in the order of their paths.
-
-    Raises:
-        DataError: a directory is missing, or no usable result was found.
-    """
-    directories = [Path(directory) for directory in directories]
-    for directory in directories:
-        if not directory.is_dir():
-            raise DataError(f"there is no folder {directory}; give the folder in which the runs' results.json lie.")
-    paths = sorted({path.resolve() for directory in directories for path in directory.rglob("results.json")})
-    results = [result for result in map(_read, paths) if result is not None]
-    if not results:
-        where = ", ".join(map(str, directories))
-        raise DataError(
-            f"no usable results.json below {where} ({len(paths)} found, all skipped); a finished run writes one."
-            if paths
-            else f"no results.json below {where}; a finished run writes one into its output folder."
-        )
-    return results
-
-
-def build_rows(results: Sequence[dict[str, Any]]) -> list[Row]:
-    """Group results over seeds and put them in order.
-
-    Zero-shot student, zero-shot teacher, then, method by method: the base method, with DHO on labeled images, with DHO
-    on labeled and unlabeled images, with a placebo teacher.
-
-    Args:
-        results: what `find_results` returned.
-
-    Returns:
-        One row for each group of runs that differ only in their seed.
-    """
-    groups = defaultdict(list)
-    for result in results:
-        groups[tuple(json.dumps(result.get(key)) for key in _GROUP_KEYS)].append(result)
-    students = {_backbone(result) for result in results if not _is_zero_shot(result)}
-    ordered = sorted(groups.values(), key=lambda runs: _order(runs[0], students))
-    return [_make_row(_unique_seeds(runs)) for runs in ordered]
+PAIRED_FORMATS = ("plain", "markdown")
 
 
 def format_table(rows: Sequence[Row], style: str = "plain", decimals: int = 1) -> str:
@@ -113,7 +39,7 @@ def format_table(rows: Sequence[Row], style: str = "plain", decimals: int = 1) -
         [
             *(escape(row.labels[name]) for name in labels),
             *(_format_score(score, style, decimals) for score in row.scores.values()),
-            str(row.seeds),
+            _format_seeds(row.seeds),
         ]
         for row in rows
     ]
@@ -131,132 +57,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 where there is nothing to show.
     """
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.paired and args.format not in PAIRED_FORMATS:
+        parser.error(f"--paired is a second table: use --format {' or '.join(PAIRED_FORMATS)}")
+    return run_command(lambda: print(report(args)))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
     parser = argparse.ArgumentParser(prog="python -m dho_plugin.tables", description=__doc__)
     parser.add_argument("directories", nargs="+", metavar="DIR", help="folder with runs; every results.json counts")
     parser.add_argument("--format", choices=FORMATS, default="plain")
     parser.add_argument("--decimals", type=int, choices=range(7), default=1, metavar="0-6")
-    args = parser.parse_args(argv)
-    return run_command(
-        lambda: print(format_table(build_rows(find_results(args.directories)), args.format, args.decimals))
+    parser.add_argument("--paired", action="store_true", help="add what DHO and unlabeled images change, seed by seed")
+    parser.add_argument("--paper", action="store_true", help="put the paper's rows beside ours (runs on imagenet only)")
+    parser.add_argument(
+        "--evaluations", action="store_true", help="show what trained runs reached in later evaluations, instead"
     )
+    return parser
 
 
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+def report(args: argparse.Namespace) -> str:
+    """Return all that a command line asks for.
 
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        problem = _find_problem(result)
-    except (OSError, ValueError) as error:
-        problem = str(error)
-    if problem:
-        _warn(f"skipping {path}: {problem}")
-        return None
-    # A run that was evaluated once more counts where it was trained.
-    evaluated = result.get("model_dir") and (Path(result["model_dir"]) / "results.json").is_file()
-    return None if evaluated else {**result, "path": path}
-
-
-def _find_problem(result: Any) -> str | None:
-    if not isinstance(result, dict):
-        return "it is not a JSON object"
-    kinds = {"trainer": str, "dataset": str, "method": str, "shots": int | None}
-    wrong = [key for key, kind in kinds.items() if not isinstance(result.get(key), kind)]
-    if wrong:
-        return f"it lacks a usable {', '.join(wrong)}"
-    metrics = result.get("metrics")
-    if not isinstance(metrics, dict) or not set(metrics) & set(TEST_SETS):
-        return f"its metrics hold none of {', '.join(TEST_SETS)}"
-    bad = [name for name in TEST_SETS if name in metrics and _accuracy(metrics[name]) is None]
-    return f"its metrics have no accuracy for {', '.join(bad)}" if bad else None
-
-
-def _accuracy(metric: Any) -> float | None:
-    value = metric.get("accuracy") if isinstance(metric, dict) else None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
-
-
-def _is_zero_shot(result: dict[str, Any]) -> bool:
-    return result["trainer"].startswith("Zeroshot")
-
-
-def _backbone(result: dict[str, Any]) -> str | None:
-    return dict(flatten(CfgNode(result.get("config") or {}))).get("MODEL.BACKBONE.NAME")
-
-
-def _order(result: dict[str, Any], students: set[str | None]) -> tuple:
-    name = str(result.get("config_name"))
-    if _is_zero_shot(result):
-        # the student is the backbone that the other runs adapt
-        return result["dataset"], 0, _backbone(result) not in students, result["method"], 0, 0, name
-    if "placebo" in str(result.get("teacher")):
-        rank = 3
-    else:
-        rank = (2 if result.get("unlabeled") else 1) if result["trainer"].endswith("_DHO") else 0
-    family = result["trainer"].removesuffix("_DHO")
-    return result["dataset"], 1, False, family, result.get("shots") or 0, rank, name
-
-
-def _unique_seeds(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    first: dict[Any, dict[str, Any]] = {}
-    for run in runs:
-        kept = first.setdefault(run.get("seed"), run)
-        if kept is not run:
-            _warn(f"seed {run.get('seed')} stands twice; using {kept['path']}, not {run['path']}")
-    return list(first.values())
-
-
-def _make_row(runs: list[dict[str, Any]]) -> Row:
-    _warn_of_differences(runs)
-    first = runs[0]
-    labels = {
-        "Dataset": first["dataset"],
-        "Method": first["method"],
-        "Labeled": _describe_shots(first.get("shots")),
-        "Teacher": first.get("teacher") or "-",
-        "Unlabeled": "yes" if first.get("unlabeled") else "-",
-        "Config": first.get("config_name") or "-",
-    }
-    by_set = {name: [run["metrics"][name]["accuracy"] for run in runs if name in run["metrics"]] for name in TEST_SETS}
-    complete = [run for run in runs if set(SHIFTED) <= set(run["metrics"])]
-    shifted = [statistics.fmean(run["metrics"][name]["accuracy"] for name in SHIFTED) for run in complete]
-    scores = {title: _summarize(by_set[name]) for name, title in TEST_SETS.items()}
-    return Row(labels, {**scores, "OOD": _summarize(shifted)}, len(runs))
-
-
-def _describe_shots(shots: int | None) -> str:
-    if shots is None:
-        return "-"
-    return f"{shots} shots" if shots > 0 else "all"
-
-
-def _summarize(values: list[float]) -> Score | None:
-    if not values:
-        return None
-    return Score(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-
-
-def _warn_of_differences(runs: list[dict[str, Any]]) -> None:
-    first = runs[0]
-    for run in runs[1:]:
-        keys = [k for k in differing_keys(run.get("config") or {}, first.get("config") or {}) if k[:5] != "SEED:"]
-        if keys:
-            _warn(f"one row averages runs that differ: {first['path']} and {run['path']}: {'; '.join(keys)}")
-        if set(first["metrics"]) != set(run["metrics"]):
-            _warn(f"one row averages runs with different test sets: {first['path']} and {run['path']}")
+    Raises:
+        DHOError: nothing to show, or rows that the paper's do not fit.
+    """
+    results = (find_evaluations if args.evaluations else find_results)(args.directories)
+    rows = build_rows(results)
+    if args.evaluations:  # of the shifted sets only
+        rows = [replace(row, scores={k: v for k, v in row.scores.items() if k != "Val"}) for row in rows]
+    if args.paper:
+        rows = beside_the_papers(rows)
+    table = format_table(rows, args.format, args.decimals)
+    if not args.paired:
+        return table
+    return table + "\n\n" + format_comparisons(compare(results), FORMATS[args.format], args.decimals)
 
 
 def _shown_labels(rows: Sequence[Row]) -> list[str]:
-    """Dataset is a column where there are several; Config where rows could not be told apart without it."""
-    shown = ["Method", "Labeled", "Teacher", "Unlabeled"]
-    if len({row.labels["Dataset"] for row in rows}) > 1:
-        shown.insert(0, "Dataset")
-    if len({tuple(row.labels[name] for name in shown) for row in rows}) < len(rows):
-        shown.append("Config")
-    return shown
+    """Source is a column beside the paper's rows, Config where rows are alike without it."""
+    source = ["Source"] if len({row.labels["Source"] for row in rows}) > 1 else []
+    always = [*source, "Method", "Labeled", "Teacher", "Unlabeled"]
+    return shown_columns([row.labels for row in rows], always, ["Config"])
+
+
+def _format_seeds(seeds: int | None) -> str:
+    return "-" if seeds is None else str(seeds)
 
 
 def _format_score(score: Score | None, style: str, decimals: int) -> str:
@@ -280,7 +128,7 @@ def _format_csv(rows: Sequence[Row], labels: list[str], decimals: int) -> str:
     for row in rows:
         pairs = [(score.mean, score.std) if score else (None, None) for score in row.scores.values()]
         texts = ["" if number is None else f"{number:.{decimals}f}" for pair in pairs for number in pair]
-        writer.writerow([*(row.labels[name] for name in labels), *texts, row.seeds])
+        writer.writerow([*(row.labels[name] for name in labels), *texts, _format_seeds(row.seeds)])
     return stream.getvalue().rstrip("\n")
 
 

@@ -1,12 +1,15 @@
 # Shared by all scripts (sourced): Python set-up, data, runs over seeds, the table.
 # Settings from the environment: DATA (default data), OUTPUT (default output), SEEDS (default "1 2 3"),
-# JOBS (runs side by side, default 1; on mini the number of cores, at most 4), PYTHON (interpreter to start from, default python3),
-# STUDENT_CKPT and TEACHER_CKPT (local weight files in place of the hub's).
+# GPUS ("0 1 2 3": every run gets one of these devices), JOBS (runs side by side, default the number of GPUS, else 1; on mini the
+# number of cores, at most 4), PYTHON (interpreter to start from, default python3), STUDENT_CKPT and TEACHER_CKPT (local weight
+# files in place of the hub's).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 DATA=${DATA:-data}
 OUTPUT=${OUTPUT:-output}
 SEEDS=${SEEDS:-1 2 3}
+read -ra DEVICES <<<"${GPUS:-}"
+if [ ${#DEVICES[@]} -gt 0 ]; then JOBS=${JOBS:-${#DEVICES[@]}}; fi
 JOBS=${JOBS:-}
 
 die() {
@@ -27,6 +30,17 @@ setup_python() {
   shift
   PYTHON=${PYTHON:-python3}
   if has "$@"; then return; fi
+  mkdir -p .venv
+  exec 9>.venv/.lock
+  if command -v flock >/dev/null; then flock 9; fi # scripts that are started side by side set it up once
+  make_venv "$extras" "$@"
+  exec 9>&-
+}
+
+# make_venv EXTRAS MODULE...: .venv with the package and the modules, where it is not there yet.
+make_venv() {
+  local extras=$1
+  shift
   if [ ! -x .venv/bin/python ]; then
     command -v "$PYTHON" >/dev/null || die "no $PYTHON found: install Python 3.10 or newer"
     "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || die "$("$PYTHON" --version) is too old: 3.10 or newer"
@@ -39,14 +53,105 @@ setup_python() {
   "$PYTHON" -m pip install --quiet --disable-pip-version-check -e ".$extras" || die "the installation failed, see above"
 }
 
-# Make the embedded benchmark's images where they are asked for and not there yet.
-prepare_data() {
-  [ "$1" != mini ] || "$PYTHON" -m dho_plugin.data.mini --root "$DATA/mini"
+# --- What the scripts are asked for ---
+
+# read_options ALLOWED WORD...: fill the array PAIRS with the KEY VALUE words, and COMPARE, PLACEBO and DEPTH with the options.
+read_options() {
+  local allowed=$1
+  shift
+  PAIRS=() COMPARE=no PLACEBO=no DEPTH=
+  while [ $# -gt 0 ]; do
+    if [[ $1 == -* && " $allowed " != *" $1 "* ]]; then die "unknown option '$1'; there are: ${allowed:-none}. $USAGE"; fi
+    case $1 in
+      --compare) COMPARE=yes ;;
+      --placebo) PLACEBO=yes ;;
+      --depth)
+        DEPTH=${2:-}
+        [[ $DEPTH =~ ^[1-9][0-9]*$ ]] || die "--depth is '$DEPTH'; it is a number of layers. $USAGE"
+        shift
+        ;;
+      *)
+        [[ $1 =~ ^[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*$ ]] || die "'$1' is neither an option nor a config key. $USAGE"
+        [ $# -ge 2 ] || die "$1 has no value. $USAGE"
+        PAIRS+=("$1" "$2")
+        shift
+        ;;
+    esac
+    shift
+  done
+}
+
+# check_data DATASET SHOTS
+check_data() {
+  [ -f "configs/datasets/$1.yaml" ] || die "unknown data set '$1'; there are: $(cd configs/datasets && echo *.yaml)"
+  [[ $2 =~ ^[1-9][0-9]*$ ]] || die "SHOTS is '$2'; it is a number of images a class. $USAGE"
+}
+
+# config_of METHOD DATASET: the config file's name of a method; VPT-3 is VPT with prompts in three layers.
+config_of() {
+  local trainer=${1%%-*} depth= config
+  [[ $1 != VPT-* ]] || depth=_depth${1#VPT-}
+  case $trainer in
+    LinearProbe | VPT) config=vit_b16_ep20 ;;
+    CoOp) config=vit_b16_ep50_ctxv1 ;;
+    PromptSRC) config=vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets ;;
+    *) die "unknown method '$1'; there are: LinearProbe VPT-<depth> CoOp PromptSRC" ;;
+  esac
+  [ "$2" != mini ] || config=mini_ep10
+  [ -f "configs/trainers/${trainer}_DHO/$config$depth.yaml" ] ||
+    die "there is no $config$depth.yaml for '$1'; there are: $(cd "configs/trainers/${trainer}_DHO" && echo "$config"*.yaml)"
+  echo "$config$depth"
+}
+
+# --- Runs ---
+
+# set_up DATASET: Python and, where they are asked for and not there yet, the embedded benchmark's images.
+set_up() {
+  setup_python ""
+  [ "$1" = mini ] || return 0
+  "$PYTHON" -m dho_plugin.data.mini --root "$DATA/mini"
+  side_by_side
+}
+
+# method_script METHOD DATASET SHOTS [--compare] [KEY VALUE ...]: all that the script of one method does; VPT also has [--depth N].
+method_script() {
+  local method=$1 options="--compare" depth="" kinds=unlabeled dataset shots config
+  shift
+  if [ "$method" = VPT ]; then options="--compare --depth" depth="[--depth N] "; fi
+  USAGE="usage: bash scripts/$(basename "$0") DATASET SHOTS ${depth}[--compare] [KEY VALUE ...]"
+  [ $# -ge 2 ] || die "$USAGE"
+  dataset=$1 shots=$2
+  shift 2
+  check_data "$dataset" "$shots"
+  read_options "$options" "$@"
+  [ "$method" != VPT ] || method=VPT-${DEPTH:-3}
+  config=$(config_of "$method" "$dataset")
+  [ $COMPARE = no ] || kinds="unlabeled base labeled placebo"
+  set_up "$dataset"
+  zero_shots "$dataset"
+  train_kinds "$dataset" "$shots" "${method%%-*}" "$config" "$kinds" "${PAIRS[@]}"
+  finish_jobs
+  show_table "$OUTPUT/$dataset"
 }
 
 # run_dir DATASET TRAINER CONFIG VARIANT SHOTS SEED
 run_dir() {
   echo "$OUTPUT/$1/$2/$3_$5shots$4/seed$6"
+}
+
+# train_kinds DATASET SHOTS METHOD CONFIG "KIND ..." [KEY VALUE ...]: the runs of each kind, which is base (without DHO), labeled
+# (DHO on labeled images only), unlabeled (DHO) or placebo (DHO with a teacher that knows nothing new).
+train_kinds() {
+  local dataset=$1 shots=$2 method=$3 config=$4 kinds=$5 kind
+  shift 5
+  for kind in $kinds; do
+    case $kind in
+      base) train_seeds "$dataset" "$shots" "$method" "$config" "" "$@" ;;
+      labeled) train_seeds "$dataset" "$shots" "${method}_DHO" "$config" _labeled TRAINER.DHO.UNLABELED False "$@" ;;
+      unlabeled) train_seeds "$dataset" "$shots" "${method}_DHO" "$config" "" "$@" ;;
+      placebo) train_seeds "$dataset" "$shots" "${method}_DHO" "$config" _placebo TRAINER.DHO.TEACHER.TYPE placebo "$@" ;;
+    esac
+  done
 }
 
 # train_seeds DATASET SHOTS TRAINER CONFIG VARIANT [KEY VALUE ...]: one run a seed; finished ones are skipped.
@@ -71,6 +176,28 @@ zero_shot() {
     ${4:+MODEL.BACKBONE.CKPT "$4"}
 }
 
+# zero_shots DATASET: the reference rows of the student and of the teacher.
+zero_shots() {
+  local student=vit_b16 teacher=vit_l14_336
+  if [ "$1" = mini ]; then student=mini teacher=mini; fi
+  zero_shot "$1" ZeroshotCLIP "$student" "${STUDENT_CKPT:-}"
+  zero_shot "$1" ZeroshotCLIP2 "$teacher" "${TEACHER_CKPT:-}"
+}
+
+# show_table WORD...: dho_plugin.tables, then the runs that another process was at.
+show_table() {
+  local code=0 label state
+  "$PYTHON" -m dho_plugin.tables "$@" || code=$?
+  for label in "${LEFT[@]}"; do
+    state="not finished yet: start this command again when it is"
+    [ ! -f "$label/results.json" ] || state="finished since"
+    echo "$label was left to another process ($state)" >&2
+  done
+  return $code
+}
+
+# --- Running side by side ---
+
 # Small models use several cores better in several runs than in several threads.
 side_by_side() {
   local cores
@@ -79,19 +206,69 @@ side_by_side() {
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > JOBS ? cores / JOBS : 1))}
 }
 
-# background LABEL COMMAND...: run a command, at most JOBS at a time; the first one that fails ends the script.
+PIDS=() LABELS=() # of the runs in progress, by slot
+LEFT=() # runs that another process was at
+
+# background LABEL COMMAND...: run a command, at most JOBS at a time; the first one that fails ends the script. LABEL is the run's
+# folder. Slot k has the device DEVICES[k], counted round.
 background() {
-  local label=$1
+  local label=$1 slot=0 code=0
   shift
+  collect
   if [ "${JOBS:-1}" -le 1 ]; then
-    "$@"
+    on_device 0 "$@" || code=$?
+    note_end "$label" $code
     return
   fi
-  while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n; done
+  while [ ${#PIDS[@]} -ge "$JOBS" ]; do
+    sleep 0.2
+    collect
+  done
+  while [ -n "${PIDS[slot]:-}" ]; do slot=$((slot + 1)); done
   echo "$label: started"
   set -m # a process group for every run, so that stop_runs reaches all of it
-  in_short "$label" "$@" &
+  in_short "$label" on_device "$slot" "$@" &
   set +m
+  PIDS[slot]=$! LABELS[slot]=$label
+}
+
+# on_device SLOT COMMAND...: run a command on the slot's device, where GPUS names devices.
+on_device() {
+  local slot=$1
+  shift
+  if [ ${#DEVICES[@]} -eq 0 ]; then
+    "$@"
+  else
+    CUDA_VISIBLE_DEVICES=${DEVICES[slot % ${#DEVICES[@]}]} "$@"
+  fi
+}
+
+# Note how the runs in the background that have ended went.
+collect() {
+  local slot running code
+  running=$(jobs -rp)
+  for slot in "${!PIDS[@]}"; do
+    if grep -qx "${PIDS[slot]}" <<<"$running"; then continue; fi
+    code=0
+    wait "${PIDS[slot]}" || code=$?
+    unset "PIDS[slot]"
+    note_end "${LABELS[slot]}" $code
+  done
+}
+
+# note_end LABEL CODE: a run that another process is at (exit code 3) is left to it; any other failure ends the script.
+note_end() {
+  case $2 in
+    0) ;;
+    3)
+      echo "$1: another process is at it, left to it"
+      LEFT+=("$1")
+      ;;
+    *)
+      [ ! -f "$1/log.txt" ] || echo "the log of the failed run: $1/log.txt" >&2
+      die "$1 failed (exit code $2), see above; finished runs are kept, and the same command goes on where it stopped"
+      ;;
+  esac
 }
 
 # Nothing goes on behind a script that has ended, failed or was interrupted.
@@ -113,7 +290,9 @@ in_short() {
 
 # Wait for everything that `background` started.
 finish_jobs() {
-  while [ -n "$(jobs -p)" ]; do
-    wait -n || die "a run failed, see above; finished runs are kept, and the same command goes on where it stopped"
+  collect
+  while [ ${#PIDS[@]} -gt 0 ]; do
+    sleep 0.2
+    collect
   done
 }

@@ -22,6 +22,10 @@ FLOORS = {
     "dho_plugin.train": 6,
     "dho_plugin.ood": 6,
     "dho_plugin.tables": 6,
+    "dho_plugin.results": 6,
+    "dho_plugin.rows": 6,
+    "dho_plugin.paired": 6,
+    "dho_plugin.paper": 6,
 }
 
 

@@ -87,10 +87,22 @@ def test_the_student_is_known_by_the_runs_that_adapt_it(tmp_path):
     assert [r.labels["Method"][15:] for r in rows_of(tmp_path)[:2]] == ["ViT-B/16", "RN50 (teacher)"]
 
 
-def test_methods_stay_together(runs):
-    for name in ("VPT", "VPT_DHO"):
-        write(runs / name, [1] * 5, trainer=name, method=name)
-    assert [row.labels["Method"] for row in rows_of(runs)][-2:] == ["VPT", "VPT_DHO"]
+def test_methods_stand_in_the_papers_order(tmp_path):
+    trainers = {
+        "Other": "Other",
+        "PromptSRC": "PromptSRC",
+        "VPT": "VPT-10",
+        "CoOp": "CoOp",
+        "LinearProbe": "LinearProbe",
+    }
+    names = [*trainers.items(), ("VPT", "VPT-3")]
+    for trainer, method in names:
+        write(tmp_path / method, [1] * 5, trainer=trainer, method=method)
+        write(tmp_path / f"{method}_DHO", [1] * 5, trainer=f"{trainer}_DHO", method=f"{method} + DHO")
+    zero_shot(tmp_path / "zero", "mini-student", [47] * 5)
+    ordered = ["LinearProbe", "VPT-3", "VPT-10", "CoOp", "PromptSRC", "Other"]
+    expected = [name + added for name in ordered for added in ("", " + DHO")]
+    assert [row.labels["Method"] for row in rows_of(tmp_path)] == ["CLIP zero-shot mini-student", *expected]
 
 
 def test_mean_and_sample_standard_deviation(runs):
@@ -216,7 +228,7 @@ def test_differing_configs_in_one_row_are_named(tmp_path, capsys):
     write(tmp_path / "other", [62] * 5, seed=3, config={"SEED": 3, "OPTIM": {"LR": 0.1}})
     assert rows_of(tmp_path)[0].seeds == 3
     error = capsys.readouterr().err
-    assert "OPTIM.LR: None there, 0.1 here" in error or "OPTIM.LR: 0.1 there, None here" in error
+    assert "OPTIM.LR: 0.0003 there, 0.1 here" in error or "OPTIM.LR: 0.1 there, 0.0003 here" in error
     assert "SEED" not in error
 
 
@@ -228,6 +240,27 @@ def test_a_run_that_was_evaluated_once_more_counts_where_it_was_trained(tmp_path
         content = {**again, "model_dir": str(model_dir), "dataset": name}
         (tmp_path / name / "results.json").write_text(json.dumps(content))
     assert [row.labels["Dataset"] for row in rows_of(tmp_path)] == ["elsewhere", "mini"]
+
+
+def test_evaluations_are_joined_under_the_run_that_they_used(tmp_path, capsys):
+    write_seeds(tmp_path / "runs", {1: [60] * 5, 2: [62] * 5})
+    for seed in (1, 2):
+        for number, name in enumerate(SETS[1:]):
+            accuracies = [None if name != other else 40.0 + 10 * number + seed for other in SETS]
+            trained = str(tmp_path / f"runs/seed{seed}")
+            write(
+                tmp_path / "eval" / name / f"seed{seed}", accuracies, dataset=name, model_dir=trained, config_name=name
+            )
+    assert main([str(tmp_path / "eval"), "--evaluations", "--format", "csv"]) == 0
+    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert (row["Method"], row["V2"], row["A"], row["OOD"], row["Seeds"]) == ("CoOp + DHO", "41.5", "71.5", "56.5", "2")
+    assert "Val" not in row
+    assert float(row["V2 std"]) == pytest.approx(statistics.stdev([41, 42]), abs=0.05)
+    assert main([str(tmp_path / "eval/imagenet_r"), "--evaluations", "--format", "csv"]) == 0
+    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert (row["V2"], row["R"], row["OOD"]) == ("", "61.5", "")
+    assert main([str(tmp_path / "runs"), "--evaluations"]) == 2
+    assert main([str(tmp_path / "eval")]) == 2  # they are no runs of their own
 
 
 def test_a_seed_counts_once(tmp_path, capsys):
@@ -251,6 +284,7 @@ def test_nothing_to_show(tmp_path, capsys):
 def test_command_line(runs, capsys):
     assert main([str(runs), "--format", "markdown", "--decimals", "3"]) == 0
     assert "63.000 ± 1.000" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stopped:
-        main([str(runs), "--format", "html"])
-    assert stopped.value.code == 2
+    for words in (["--format", "html"], ["--paired", "--format", "csv"]):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(runs), *words])
+        assert stopped.value.code == 2

@@ -1,0 +1,150 @@
+"""What DHO and unlabeled images change, seed by seed: paired differences and Student's t-test."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy.special import stdtr
+from tabulate import tabulate
+
+from dho_plugin.results import accuracy, base_method, family, is_zero_shot, kind
+from dho_plugin.rows import describe_shots, method_order, shown_columns
+
+# (kind of run, the kind that it is compared with, name of the difference).
+PAIRS = (
+    ("labeled", "base", "DHO labeled - base"),
+    ("unlabeled", "base", "DHO unlabeled - base"),
+    ("unlabeled", "labeled", "DHO unlabeled - DHO labeled"),
+    ("unlabeled", "placebo", "DHO unlabeled - placebo"),
+)
+MEASURES = {"val": "Val", "OOD": "OOD"}
+NOTE = (
+    "Differences in percentage points over the seeds that both have: mean and standard deviation, smallest to largest, "
+    "p of a two-sided paired t-test (not corrected for the number of comparisons)."
+)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences over the n common seeds, in percentage points; std (n - 1) and p are None where they do not exist."""
+
+    n: int
+    mean: float | None = None
+    std: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One kind of run against another of the same method: labels by column, and the differences on Val and OOD."""
+
+    labels: dict[str, str]
+    measures: dict[str, Paired]
+
+
+def paired(differences: Sequence[float]) -> Paired:
+    """Summarize paired differences; p is two-sided, of t = mean / (std / sqrt(n)) with n - 1 degrees of freedom.
+
+    Args:
+        differences: one for each common seed.
+
+    Returns:
+        Their summary; without spread (or with one seed) there is no t.
+    """
+    n = len(differences)
+    if n == 0:
+        return Paired(0)
+    mean, std = statistics.fmean(differences), statistics.stdev(differences) if n > 1 else None
+    # equal differences of accuracies in percent differ by rounding only
+    p = 2 * float(stdtr(n - 1, -abs(mean) / (std / n**0.5))) if std and std > 1e-9 else None
+    return Paired(n, mean, std, min(differences), max(differences), p)
+
+
+def compare(results: Sequence[dict[str, Any]]) -> list[Comparison]:
+    """Compare, method by method, the kinds of runs that are there.
+
+    Args:
+        results: what `dho_plugin.results.find_results` returned.
+
+    Returns:
+        The comparisons in the table's order, those of each teacher apart.
+    """
+    methods = defaultdict(list)
+    for result in results:
+        if not is_zero_shot(result):
+            order = method_order(result["dataset"], family(result), base_method(result), result.get("shots") or 0, 0)
+            methods[(order, str(result.get("config_name") or "-"))].append(result)
+    return [comparison for key in sorted(methods) for comparison in _compare_kinds(methods[key])]
+
+
+def format_comparisons(comparisons: Sequence[Comparison], style: str, decimals: int = 1) -> str:
+    """Format comparisons as text, with a line that says what the columns are.
+
+    Args:
+        comparisons: what `compare` returned.
+        style: tabulate's name of the format.
+        decimals: digits after the point.
+
+    Returns:
+        The table, or a line that says there is nothing to compare.
+    """
+    if not comparisons:
+        return "Nothing to compare: no method has runs with and without DHO here."
+    labels = [comparison.labels for comparison in comparisons]
+    shown = shown_columns(labels, ["Method", "Labeled", "Difference"], ["Teacher", "Config"])
+    headers = [*shown, *(f"{title}{part}" for title in MEASURES.values() for part in ("", " range", " p")), "Seeds"]
+    body = [
+        [*(row.labels[name] for name in shown), *_format_measures(row.measures, decimals), _format_seeds(row.measures)]
+        for row in comparisons
+    ]
+    align = ["left"] * len(shown) + ["right"] * (len(headers) - len(shown))
+    return tabulate(body, headers, tablefmt=style, disable_numparse=True, colalign=align) + "\n\n" + NOTE
+
+
+def _compare_kinds(runs: list[dict[str, Any]]) -> Iterator[Comparison]:
+    groups = defaultdict(list)
+    for run in runs:
+        if kind(run) == "placebo" and not run.get("unlabeled"):
+            continue  # its counterpart would be the labeled one
+        shared = kind(run) in ("base", "placebo")  # compared with the runs of every teacher
+        groups[kind(run), None if shared else run.get("teacher")].append(run)
+    first = runs[0]
+    labels = {
+        "Dataset": first["dataset"],
+        "Method": base_method(first),
+        "Labeled": describe_shots(first.get("shots")),
+        "Config": first.get("config_name") or "-",
+    }
+    for teacher in sorted({str(teacher) for _, teacher in groups if teacher is not None}):
+        for mine, other, name in PAIRS:
+            a = groups.get((mine, teacher))
+            b = groups.get((other, None if other in ("base", "placebo") else teacher))
+            if a and b:
+                measures = {title: paired(_differences(a, b, key)) for key, title in MEASURES.items()}
+                yield Comparison({**labels, "Difference": name, "Teacher": teacher}, measures)
+
+
+def _differences(runs: list[dict[str, Any]], others: list[dict[str, Any]], measure: str) -> list[float]:
+    # reversed: of two runs of a seed the first counts, as in the table
+    a, b = ({run.get("seed"): accuracy(run, measure) for run in reversed(side)} for side in (runs, others))
+    return [a[seed] - b[seed] for seed in a if a[seed] is not None and b.get(seed) is not None]
+
+
+def _format_measures(measures: dict[str, Paired], decimals: int) -> Iterator[str]:
+    for found in measures.values():
+        if found.mean is None:
+            yield from "---"
+            continue
+        spread = "" if found.std is None else f" ± {found.std:.{decimals}f}"
+        yield f"{found.mean:+.{decimals}f}{spread}"
+        yield "-" if found.n < 2 else f"{found.low:+.{decimals}f} to {found.high:+.{decimals}f}"
+        yield "-" if found.p is None else "<0.001" if found.p < 0.001 else f"{found.p:.3f}"
+
+
+def _format_seeds(measures: dict[str, Paired]) -> str:
+    counts = [str(found.n) for found in measures.values()]
+    return counts[0] if len(set(counts)) == 1 else " / ".join(counts)

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Score finished runs on V2, Sketch, R and A: bash scripts/eval_ood.sh TRAINER DATASET SHOTS [KEY VALUE ...]
+#   bash scripts/eval_ood.sh CoOp_DHO imagenet 16
+# Every run below OUTPUT/DATASET/TRAINER with SHOTS shots is evaluated with its own options into
+# OUTPUT/evaluation/TRAINER/<config>_<SHOTS>shots<variant>/<set>/seed<S>. A set that is there already is skipped, unless the run is
+# newer or KEY VALUE words are given; SETS="imagenetv2 imagenet_a" takes these only.
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+USAGE="usage: bash scripts/eval_ood.sh TRAINER DATASET SHOTS [KEY VALUE ...]"
+[ $# -ge 3 ] || die "$USAGE"
+trainer=$1 dataset=$2 shots=$3
+shift 3
+check_data "$dataset" "$shots"
+prefix=""
+[ "$dataset" != mini ] || prefix=mini_
+[ -f "configs/datasets/${prefix}imagenetv2.yaml" ] && [[ $dataset = mini || $dataset = imagenet ]] ||
+  die "'$dataset' has no shifted sets; the data sets that have are: imagenet mini"
+read_options "" "$@"
+
+shopt -s nullglob
+runs=("$OUTPUT/$dataset/$trainer/"*"_${shots}shots"*/seed*/results.json)
+[ ${#runs[@]} -gt 0 ] || die "no finished run is at $OUTPUT/$dataset/$trainer/*_${shots}shots*/seed*; train it first"
+set_up "$dataset"
+groups=()
+for results in "${runs[@]}"; do
+  run=$(cd "$(dirname "$results")" && pwd)
+  group=$OUTPUT/evaluation/$trainer/$(basename "$(dirname "$run")")
+  [[ " ${groups[*]} " == *" $group "* ]] || groups+=("$group")
+  # a run that chose alpha and beta on its validation images keeps them
+  mixing=$("$PYTHON" -c 'import json, sys; run = json.load(open(sys.argv[1]))
+print(*(f"TRAINER.DHO.{key.upper()} {run[key]}" for key in ("alpha", "beta") if run[key] is not None))' "$results")
+  for target in ${SETS:-imagenetv2 imagenet_sketch imagenet_r imagenet_a}; do
+    out=$group/$prefix$target/$(basename "$run")
+    if [[ ${#PAIRS[@]} -eq 0 && $out/results.json -nt $results ]]; then
+      echo "$out is complete: skipped"
+      continue
+    fi
+    # of two config files the second one wins: the run's own options, then the other data set
+    # shellcheck disable=SC2086
+    background "$out" "$PYTHON" -m dho_plugin.train --root "$DATA" --trainer "$trainer" --eval-only --model-dir "$run" \
+      --dataset-config-file "$run/config.json" --config-file "configs/datasets/$prefix$target.yaml" --output-dir "$out" \
+      TEST.SHIFTED "()" TEST.SPLIT test TEST.FINAL_MODEL last_step TRAINER.DHO.SEARCH False $mixing \
+      ${STUDENT_CKPT:+MODEL.BACKBONE.CKPT "$STUDENT_CKPT"} "${PAIRS[@]}"
+  done
+done
+finish_jobs
+show_table --evaluations "${groups[@]}"

@@ -1,0 +1,78 @@
+"""What all scripts share: runs side by side that end with the script, and the set-up of Python."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def command_line(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:  # it has ended
+        return ""
+
+
+@pytest.mark.parametrize("end", ["exit 0", "false", "kill -TERM $$; sleep 1"])
+def test_no_run_goes_on_behind_a_script_that_has_ended(run, end, tmp_path):
+    mark = f"300.{os.getpid()}{len(end)}"
+    started = f"background one sh -c 'touch {tmp_path}/started; sleep {mark}'; "
+    waited = f"while [ ! -f {tmp_path}/started ]; do sleep 0.1; done; "
+    assert "one: started" in run("-c", f"source scripts/lib.sh; JOBS=2; {started}{waited}{end}").stdout
+    for _ in range(50):
+        left = [
+            line for line in map(command_line, Path("/proc").glob("[0-9]*")) if mark in line and "source" not in line
+        ]
+        if not left:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"still running: {left}")
+
+
+def test_runs_side_by_side_are_bounded_and_a_failing_one_ends_the_script(run):
+    each = "background run$k sh -c 'echo is complete; %s'"
+    ask = f"source scripts/lib.sh; JOBS=2; for k in 1 2 3 4; do {each}; done; finish_jobs; echo end"
+    done = run("-c", ask % "sleep 0.1")
+    assert done.stdout.count("is complete") == 4
+    assert done.stdout.endswith("end\n")
+    failed = run("-c", ask % "exit 1")
+    assert failed.returncode == 2
+    assert "failed (exit code 1)" in failed.stderr
+    assert "end" not in failed.stdout
+
+
+INSTALLER = """#!/usr/bin/env bash
+here=$(dirname "${BASH_SOURCE[0]}")
+case "$*" in
+  *find_spec*) [ -f "$here/installed" ] ;;
+  "-m venv .venv") sleep 0.3; mkdir -p .venv/bin; cp "${BASH_SOURCE[0]}" .venv/bin/python; echo venv >>calls ;;
+  "-m pip "*) sleep 0.3; touch "$here/installed"; echo pip >>calls ;;
+esac
+"""
+
+
+def test_scripts_started_side_by_side_set_python_up_once(run, tmp_path):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/lib.sh").write_text((ROOT / "scripts/lib.sh").read_text())
+    (tmp_path / "python").write_text(INSTALLER)
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "ask.sh").write_text('source scripts/lib.sh; setup_python ""; echo "$PYTHON"')
+    both = run("-c", f"cd {tmp_path}; bash ask.sh & bash ask.sh; wait", PYTHON=str(tmp_path / "python"))
+    assert both.stdout.count(f"{tmp_path}/.venv/bin/python") == 2, both.stderr
+    assert (tmp_path / "calls").read_text() == "venv\npip\n"
+
+
+def test_a_python_without_the_package_is_not_taken_for_one_that_has_it(run, tmp_path):
+    """Started in this folder, any Python finds `dho_plugin`; only an installed package has `dho_plugin.trainers`."""
+    ask = "source scripts/lib.sh; has && echo taken || echo refused"
+    assert run("-c", ask).stdout.strip() == "taken"
+    # Without site no installed package is seen; a stand-in for torch and this folder's own dho_plugin are.
+    (tmp_path / "torch").mkdir()
+    bare = f'bare() {{ {sys.executable} -S "$@"; }}; PYTHON=bare; '
+    found = run("-c", bare + '$PYTHON -c "import dho_plugin, torch" && echo here', PYTHONPATH=str(tmp_path))
+    assert found.stdout == "here\n"
+    assert run("-c", bare + ask, PYTHONPATH=str(tmp_path)).stdout.strip() == "refused"

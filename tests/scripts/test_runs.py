@@ -1,0 +1,172 @@
+"""Which runs each script makes, in which order, folder and device; a stand-in notes them."""
+
+import os
+import shlex
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+
+def started(calls: list[list[str]]) -> list[tuple[str, str]]:
+    """Return the trainer and the folder, from the trainer's own on, of each run."""
+    return [(call[2], "/".join(Path(call[4]).parts[-2:])) for call in calls if call[0] == "start"]
+
+
+SOURCE = "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets"
+SCRIPTS = [
+    ("linear_probe_dho.sh imagenet 4", "LinearProbe", "vit_b16_ep20"),
+    ("linear_probe_dho.sh mini 4", "LinearProbe", "mini_ep10"),
+    ("vpt_dho.sh imagenet 4", "VPT", "vit_b16_ep20_depth3"),
+    ("vpt_dho.sh imagenet 4 --depth 9", "VPT", "vit_b16_ep20_depth9"),
+    ("vpt_dho.sh mini 4", "VPT", "mini_ep10_depth3"),
+    ("vpt_dho.sh mini 4 --depth 1", "VPT", "mini_ep10_depth1"),
+    ("coop_dho.sh imagenet 4", "CoOp", "vit_b16_ep50_ctxv1"),
+    ("coop_dho.sh mini 4", "CoOp", "mini_ep10"),
+    ("promptsrc_dho.sh imagenet 4", "PromptSRC", SOURCE),
+    ("promptsrc_dho.sh mini 4", "PromptSRC", "mini_ep10"),
+]
+
+
+@pytest.mark.parametrize(("words", "method", "config"), SCRIPTS)
+def test_each_method_has_its_script(words, method, config, pretend, tmp_path):
+    script, *words = words.split()
+    done, calls = pretend(f"scripts/{script}", *words, "A.B", "-1", "--compare", SEEDS="1 2")
+    assert done.returncode == 0, done.stderr
+    seeds = ("seed1", "seed2")
+    assert started(calls)[2:] == [
+        *((f"{method}_DHO", f"{config}_4shots/{seed}") for seed in seeds),
+        *((method, f"{config}_4shots/{seed}") for seed in seeds),
+        *((f"{method}_DHO", f"{config}_4shots_labeled/{seed}") for seed in seeds),
+        *((f"{method}_DHO", f"{config}_4shots_placebo/{seed}") for seed in seeds),
+    ]
+    assert [trainer for trainer, _ in started(calls)[:2]] == ["ZeroshotCLIP", "ZeroshotCLIP2"]
+    lines = [" ".join(call) for call in calls if call[0] == "start"]
+    assert all(line.endswith("A.B -1") and "DATASET.NUM_SHOTS 4" in line for line in lines[2:])
+    assert ["UNLABELED False" in line for line in lines[2:]] == [False] * 4 + [True] * 2 + [False] * 2
+    assert ["TYPE placebo" in line for line in lines[2:]] == [False] * 6 + [True] * 2
+    _, calls = pretend(f"scripts/{script}", *words, SEEDS="1", OUTPUT=str(tmp_path / "another"))
+    assert len(calls) == 2 * 3  # start and end of the zero-shot rows and of one run
+
+
+def test_table13_runs_every_row_and_compares_with_the_paper(pretend):
+    done, calls = pretend("scripts/table13.sh", "imagenet", "A.B", "c", SEEDS="1")
+    assert done.returncode == 0, done.stderr
+    kinds = (("", ""), ("_DHO", "_labeled"), ("_DHO", ""))
+    assert started(calls)[2:] == [
+        (method + twin, f"{config}_16shots{variant}/seed1")
+        for method, config in (
+            ("LinearProbe", "vit_b16_ep20"),
+            ("VPT", "vit_b16_ep20_depth3"),
+            ("VPT", "vit_b16_ep20_depth9"),
+            ("CoOp", "vit_b16_ep50_ctxv1"),
+            ("PromptSRC", SOURCE),
+        )
+        for twin, variant in kinds
+    ]
+    assert all(call[-2:] == ["A.B", "c"] for call in calls if call[0] == "start" and "Zero" not in call[2])
+    table = next(line for line in done.stdout.splitlines() if line.startswith("tables "))
+    assert shlex.split(table)[2:] == ["--paired", "--paper"]
+
+
+def test_table13_on_mini_has_other_depths_and_no_paper(pretend):
+    settings = {"SEEDS": "3", "METHODS": "VPT-1 VPT-3"}
+    done, calls = pretend("scripts/table13.sh", "mini", "8", "--placebo", **settings)
+    assert done.returncode == 0, done.stderr
+    names = [
+        f"mini_ep10_depth{depth}_8shots{kind}/seed3" for depth in (1, 3) for kind in ("", "_labeled", "", "_placebo")
+    ]
+    assert [name for _, name in started(calls)[2:]] == names
+    assert "--paired" in done.stdout
+    assert "--paper" not in done.stdout
+
+
+def test_every_run_has_one_device_and_no_device_two_runs(pretend):
+    settings = {"GPUS": "4 7", "SEEDS": "1 2 3", "JOBS": "", "SECONDS_A_RUN": "0.3"}
+    done, calls = pretend("scripts/coop_dho.sh", "imagenet", "16", "--compare", **settings)
+    assert done.returncode == 0, done.stderr
+    busy, seen = set(), []
+    for what, device, *_ in calls:
+        if what == "start":
+            assert device in ("4", "7")
+            assert device not in busy
+            busy.add(device)
+            seen.append(device)
+        else:
+            busy.remove(device)
+    assert len(seen) == 14
+    assert {"4", "7"} == set(seen)
+    _, calls = pretend("scripts/coop_dho.sh", "imagenet", "1", GPUS="4 7", JOBS="1")
+    assert {call[1] for call in calls} == {"4"}
+    _, calls = pretend("scripts/coop_dho.sh", "imagenet", "2")
+    assert {call[1] for call in calls} == {os.environ.get("CUDA_VISIBLE_DEVICES") or "none"}
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_run_that_another_process_is_at_is_left_to_it(jobs, pretend, tmp_path):
+    done, calls = pretend("scripts/table13.sh", "imagenet", METHODS="CoOp", FAIL="*/CoOp/*/seed2", CODE="3", JOBS=jobs)
+    assert done.returncode == 0, done.stderr
+    assert len(started(calls)) == 2 + 9
+    run_folder = tmp_path / "out/imagenet/CoOp/vit_b16_ep50_ctxv1_16shots/seed2"
+    assert f"{run_folder}: another process is at it, left to it" in done.stdout
+    assert f"{run_folder} was left to another process (not finished yet" in done.stderr
+    assert done.stderr.count("was left to another process") == 1
+    assert "tables " in done.stdout
+
+
+def test_two_scripts_side_by_side_share_the_runs(pretend, tmp_path):
+    settings = {"METHODS": "LinearProbe CoOp", "SEEDS": "1 2", "SECONDS_A_RUN": "0.7"}
+    words = ("scripts/table13.sh", "imagenet")
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(pretend, *words, GPUS=gpus, JOBS="", **settings) for gpus in ("0 1", "2 3")]
+        done = [script.result()[0] for script in both]
+    assert [script.returncode for script in done] == [0, 0], done[0].stderr + done[1].stderr
+    calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+    folders = [call[4] for call in calls if call[0] == "start"]
+    assert len(folders) == len(set(folders)) == 2 + 2 * 3 * 2
+    devices = {call[1] for call in calls}
+    assert devices & {"0", "1"}
+    assert devices & {"2", "3"}
+    assert any("was left to another process" in script.stderr for script in done)
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_failing_run_is_named_with_its_log(jobs, pretend, tmp_path):
+    done, calls = pretend("scripts/table13.sh", "imagenet", FAIL="*/CoOp/*/seed1", CODE="1", JOBS=jobs)
+    assert done.returncode == 2
+    run_folder = tmp_path / "out/imagenet/CoOp/vit_b16_ep50_ctxv1_16shots/seed1"
+    assert f"the log of the failed run: {run_folder}/log.txt" in done.stderr
+    assert f"{run_folder} failed (exit code 1)" in done.stderr
+    assert "tables " not in done.stdout
+    assert not any("PromptSRC" in trainer for trainer, _ in started(calls))
+
+
+def test_every_finished_run_is_evaluated_once_on_every_shifted_set(pretend, tmp_path):
+    groups = ("mini_ep10_4shots", "mini_ep10_4shots_placebo", "mini_ep10_14shots")
+    for run_folder in (*(f"{group}/seed{seed}" for group in groups for seed in (1, 2)), "mini_ep10_4shots/seed3"):
+        (tmp_path / "out/mini/VPT_DHO" / run_folder).mkdir(parents=True)
+        content = '{"alpha": 0.25, "beta": 0.5}'
+        if not run_folder.endswith("seed3"):  # that one is not finished
+            (tmp_path / "out/mini/VPT_DHO" / run_folder / "results.json").write_text(content)
+    words = ("scripts/eval_ood.sh", "VPT_DHO", "mini", "4")
+    done, calls = pretend(*words, STUDENT_CKPT="weights.pt")
+    assert done.returncode == 0, done.stderr
+    sets = ("mini_imagenetv2", "mini_imagenet_sketch", "mini_imagenet_r", "mini_imagenet_a")
+    home = tmp_path / "out/evaluation/VPT_DHO"
+    assert [(call[3], call[4]) for call in calls if call[0] == "start"] == [
+        (name, str(home / group / name / f"seed{seed}")) for group in groups[:2] for seed in (1, 2) for name in sets
+    ]
+    mixing = "TRAINER.DHO.SEARCH False TRAINER.DHO.ALPHA 0.25 TRAINER.DHO.BETA 0.5 MODEL.BACKBONE.CKPT weights.pt"
+    assert all(" ".join(call).endswith(mixing) for call in calls if call[0] == "start")
+    assert done.stdout.splitlines()[-1] == f"tables --evaluations {home}/{groups[0]} {home}/{groups[1]}"
+    again, calls = pretend(*words)
+    assert (calls, again.stdout.count("is complete: skipped")) == ([], 16)
+    later = time.time() + 10
+    os.utime(tmp_path / "out/mini/VPT_DHO" / groups[0] / "seed2/results.json", (later, later))
+    _, calls = pretend(*words)
+    assert {call[4] for call in calls if call[0] == "start"} == {
+        str(home / groups[0] / name / "seed2") for name in sets
+    }
+    _, calls = pretend(*words, "DATALOADER.NUM_WORKERS", "0", SETS="imagenet_a")
+    assert len(started(calls)) == 4
