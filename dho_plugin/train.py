@@ -143,6 +143,17 @@ def check_names(cfg) -> None:
         DATASET_REGISTRY.get(name)
 
 
+def skipped(args: argparse.Namespace, cfg) -> bool:
+    """Say whether OUTPUT_DIR holds this very run, complete, and print that it is skipped.
+
+    An evaluation of a trained model is never skipped: the config does not say which model it was.
+    """
+    if args.model_dir or not (Path(cfg.OUTPUT_DIR) / "results.json").exists() or differences(cfg):
+        return False
+    print(f"{cfg.OUTPUT_DIR} is complete (results.json is there): skipped. Delete the folder to run it again.")
+    return True
+
+
 def run(args: argparse.Namespace) -> None:
     """Carry out one command line.
 
@@ -152,23 +163,29 @@ def run(args: argparse.Namespace) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("one run on several processes (torchrun) is not supported yet: start one process a run")
     cfg = setup_cfg(args)
-    # An evaluation of a trained model is not skipped: the config does not say which model it was.
-    if not args.model_dir and (Path(cfg.OUTPUT_DIR) / "results.json").exists() and not differences(cfg):
-        print(f"{cfg.OUTPUT_DIR} is complete (results.json is there): skipped. Delete the folder to run it again.")
+    if skipped(args, cfg):
         return
     check_names(cfg)
 
     from dho_plugin.engine.logger import locked, logged_to  # here: skipping a complete run must not wait for torch
 
-    with locked(cfg.OUTPUT_DIR), logged_to(cfg.OUTPUT_DIR):
-        check_output(cfg)
-        print_header(args, cfg)
-        trainer = build_trainer(cfg)
-        trainer.config_name = Path(args.config_file).stem or dataset_label(cfg)
-        if args.eval_only:
-            trainer.evaluate_only(args.model_dir, args.load_epoch)
-        elif not args.no_train:
-            trainer.train()
+    with locked(cfg.OUTPUT_DIR):
+        if skipped(args, cfg):  # another process may have finished it in the meantime
+            return
+        with logged_to(cfg.OUTPUT_DIR):
+            carry_out(args, cfg)
+
+
+def carry_out(args: argparse.Namespace, cfg) -> None:
+    """Train or evaluate in an output folder that belongs to this process."""
+    check_output(cfg)
+    print_header(args, cfg)
+    trainer = build_trainer(cfg)
+    trainer.config_name = Path(args.config_file).stem or dataset_label(cfg)
+    if args.eval_only:
+        trainer.evaluate_only(args.model_dir, args.load_epoch)
+    elif not args.no_train:
+        trainer.train()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -203,6 +203,26 @@ def test_two_runs_in_one_folder_do_not_meet(command, tmp_path, capsys):
     assert "in use by another run" in capsys.readouterr().err
 
 
+def test_a_run_that_another_process_finished_meanwhile_is_skipped(command, tmp_path, capsys, monkeypatch):
+    import shutil
+
+    import dho_plugin.engine.logger as module
+
+    assert main(command("CoOp", "run")) == 0
+    (tmp_path / "run").rename(tmp_path / "done")
+    real = module.locked
+
+    def late(folder):
+        shutil.copytree(tmp_path / "done", folder)
+        return real(folder)
+
+    monkeypatch.setattr(module, "locked", late)
+    before = (tmp_path / "done" / "results.json").stat().st_mtime_ns
+    assert main(command("CoOp", "run")) == 0
+    assert "is complete" in capsys.readouterr().out
+    assert (tmp_path / "run" / "results.json").stat().st_mtime_ns == before
+
+
 def test_checkpoints_of_other_models_are_refused(command, tmp_path, capsys):
     assert main(command("CoOp_DHO", "run")) == 0
     flags = ("--eval-only", "--model-dir", str(tmp_path / "run"), "--load-epoch", "3")
