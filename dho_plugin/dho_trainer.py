@@ -40,7 +40,16 @@ class DHOTrainer(HeadEvaluation, TrainerXU):
     # Set-up -----------------------------------------------------------------------------------------------------
 
     def precision(self) -> str:
-        """Return the method's PREC."""
+        """Return the method's PREC.
+
+        Raises:
+            ConfigError: the config has no such key.
+        """
+        if "PREC" not in self.cfg.TRAINER.get(self.cfg_node, {}):
+            raise ConfigError(
+                f"{type(self).__name__} needs TRAINER.{self.cfg_node}.PREC: add it to dho_plugin/engine/defaults.py, "
+                "or set cfg_node to a node that has it"
+            )
         return self.cfg.TRAINER[self.cfg_node].PREC
 
     def uses_unlabeled(self) -> bool:

@@ -31,15 +31,18 @@ class PromptSRCStudent(CLIPStudent):
     Args:
         clip: the frozen CLIP.
         prompts: the learned parts: `prompt_learner`, `text_encoder` and, with visual prompts, `image_encoder`.
-        fixed_text: (C, D) text features of the frozen CLIP.
         weights: the weights of the text and of the image loss.
+
+    Attributes:
+        fixed_text: (C, D) text features of the frozen CLIP; set before training, evaluation does without.
     """
 
-    def __init__(self, clip: LoadedCLIP, prompts: nn.ModuleDict, fixed_text: Tensor, weights: tuple[float, float]):
+    fixed_text: Tensor
+
+    def __init__(self, clip: LoadedCLIP, prompts: nn.ModuleDict, weights: tuple[float, float]):
         super().__init__(clip, dict(prompts).get("image_encoder"))
         self.prompts, self.weights = prompts, weights
         self.text_classifier = TextClassifier(prompts["prompt_learner"], TextTower(clip), prompts["text_encoder"])
-        self.register_buffer("fixed_text", fixed_text, persistent=False)
 
     def logits_ce(self, features: Tensor) -> Tensor:
         """Return the prompted text classifier's logits, (B, C) float32."""
@@ -76,11 +79,7 @@ class PromptSRC(DHOTrainer):
     def build_student(self, clip: LoadedCLIP, classes: Sequence[ClassInfo]) -> Student:
         """Return PromptSRC's student."""
         node, names = self.cfg.TRAINER.PROMPTSRC, [info.name for info in classes]
-        templates = tuple(node.TEMPLATES) or tuple(self.cfg.DATASET.TEMPLATES) or PROMPTSRC_TEMPLATES
-        fixed = class_features(clip, names, templates, normalize_each=False)
-        return PromptSRCStudent(
-            clip, self.build_prompts(clip, names), fixed, (node.TEXT_LOSS_WEIGHT, node.IMAGE_LOSS_WEIGHT)
-        )
+        return PromptSRCStudent(clip, self.build_prompts(clip, names), (node.TEXT_LOSS_WEIGHT, node.IMAGE_LOSS_WEIGHT))
 
     def build_prompts(self, clip: LoadedCLIP, names: list[str]) -> nn.ModuleDict:
         """Return the learned parts of both towers, named as in the original's checkpoints."""
@@ -103,6 +102,13 @@ class PromptSRC(DHOTrainer):
         super().build_model()
         self.average = WeightedSum(self._models)
 
+    def before_train(self) -> None:
+        """Encode the fixed text features, then prepare training."""
+        own = tuple(self.cfg.TRAINER.PROMPTSRC.TEMPLATES) or tuple(self.cfg.DATASET.TEMPLATES)
+        names, templates = [info.name for info in self.classes], own or PROMPTSRC_TEMPLATES
+        self.student.fixed_text = class_features(self.clip(), names, templates, normalize_each=False)
+        super().before_train()
+
     def after_epoch(self) -> None:
         """Add the epoch to the average; after the last one the average is the model."""
         self.average.add(self.gpa_weights[self.epoch])
@@ -119,7 +125,7 @@ class PromptSRC(DHOTrainer):
         """Load a run's weights and, to go on with training, its running average."""
         meta = super().load_model(directory, epoch, train_state=train_state)
         if train_state:
-            self.average.load_state_dict(meta.get("gpa"))
+            self.average.load_state_dict(meta.get("gpa", {}), sum(self.gpa_weights[: meta["epoch"]]))
         return meta
 
 

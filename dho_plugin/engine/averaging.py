@@ -41,35 +41,48 @@ class WeightedSum:
             if parameter.requires_grad
         }
         self._sums = {key: torch.zeros_like(parameter.data) for key, parameter in self._parameters.items()}
+        self.total = 0.0  # sum of the weights so far
 
     @torch.no_grad()
     def add(self, weight: float) -> None:
         """Add the parameters as they are now, times `weight`."""
+        self.total += weight
         for key, parameter in self._parameters.items():
-            self._sums[key].add_(parameter.data, alpha=weight)
+            self._sums[key].add_(parameter, alpha=weight)
 
     @torch.no_grad()
     def copy_to_parameters(self) -> None:
         """Put the sums in the place of the parameters."""
         for key, parameter in self._parameters.items():
-            parameter.data.copy_(self._sums[key])
+            parameter.copy_(self._sums[key])
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the sums so far, by parameter."""
-        return dict(self._sums)
+    def state_dict(self) -> dict:
+        """Return the sums so far by parameter, and the sum of their weights."""
+        return {"total": self.total, "sums": dict(self._sums)}
 
-    def load_state_dict(self, state: Mapping[str, Tensor] | None) -> None:
+    def load_state_dict(self, state: Mapping, total: float) -> None:
         """Go on with stored sums.
 
+        Args:
+            state: what `state_dict` returned; {} where a checkpoint has none.
+            total: what the weights of the epochs so far must add up to.
+
         Raises:
-            CheckpointError: they are missing, or of other parameters.
+            CheckpointError: they are missing, of other parameters, or were made with other weights.
         """
-        stored = {key: tuple(value.shape) for key, value in (state or {}).items()}
+        sums: Mapping[str, Tensor] = state.get("sums", {})
+        stored = {key: tuple(value.shape) for key, value in sums.items()}
         own = {key: tuple(value.shape) for key, value in self._sums.items()}
         if stored != own:
             raise CheckpointError(
                 "the checkpoint holds no running average of this model's parameters, so training cannot go on from it "
                 f"as if it had not been interrupted: it has {sorted(stored)[:3]}, needed are {sorted(own)[:3]}"
             )
-        for key, value in (state or {}).items():
+        if abs(state["total"] - total) > 1e-6:
+            raise CheckpointError(
+                f"the checkpoint's epochs were averaged with weights that add up to {state['total']:.6f}, this run's "
+                f"add up to {total:.6f}: use the OPTIM.MAX_EPOCH and the averaging (GPA_MEAN, GPA_STD) of that run"
+            )
+        self.total = state["total"]
+        for key, value in sums.items():
             self._sums[key].copy_(value)

@@ -22,6 +22,7 @@ class TextClassifier(nn.Module):
         super().__init__()
         self.prompt_learner, self.tower, self.deep = prompt_learner, tower, deep
         self._features: Tensor | None = None
+        self._versions: tuple[int, ...] = ()
 
     def train(self, mode: bool = True) -> TextClassifier:
         """Set the mode; the tower stays in evaluation mode, and the features are computed anew."""
@@ -32,7 +33,9 @@ class TextClassifier(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the prompts' features (C, D), not normalized."""
-        if self.training or self._features is None:
-            deep = [] if self.deep is None else self.deep.layers()
+        deep = [] if self.deep is None else self.deep.layers()
+        versions = tuple(prompts._version for prompts in (self.prompt_learner.ctx, *deep))  # a loaded file changes them
+        if self.training or self._features is None or versions != self._versions:
             self._features = self.tower(self.prompt_learner(), self.prompt_learner.eot, deep)
+            self._versions = versions
         return self._features
