@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+
+from dho_plugin.train import build_parser, build_trainer, check_names, setup_cfg
 
 torch.set_num_threads(1)
 
@@ -31,44 +34,47 @@ def _write_images(folder: Path, count: int, size: tuple[int, int], rng: np.rando
         Image.fromarray(pixels).save(folder / f"{folder.name}_{number}.{ending}")
 
 
-@pytest.fixture
-def imagenet_tree(tmp_path):
-    """Return a function that writes a tiny tree of ImageNet, V2, Sketch, A and R in the layout of CoOp's DATASETS.md.
+def write_imagenet_tree(
+    root: Path,
+    classes: int = 4,
+    train: int = 5,
+    test: int = 2,
+    *,
+    prefix: str = "",
+    size: tuple[int, int] = (40, 32),
+    seed: int = 0,
+) -> ImageNetTree:
+    """Write a tiny tree of ImageNet, V2, Sketch, A and R in the layout of CoOp's DATASETS.md.
 
     Two classes share their name, A and R hold other classes each, and README.txt and hidden files lie about, as on real
-    disks.
+    disks. With one class there is no A.
     """
-
-    def build(
-        classes: int = 4,
-        train: int = 5,
-        test: int = 2,
-        *,
-        prefix: str = "",
-        size: tuple[int, int] = (40, 32),
-        seed: int = 0,
-    ) -> ImageNetTree:
-        home, rng = tmp_path / prefix, np.random.default_rng(seed)
-        wnids = [f"n{1_000_000 + 37 * number:08d}" for number in range(classes)]
-        names = [f"thing number {number}" for number in range(classes - 1)] + ["thing number 0"]
-        sets = {
-            "imagenet/images/train": (wnids, train, "JPEG"),
-            "imagenet/images/val": (wnids, test, "JPEG"),
-            "imagenetv2/imagenetv2-matched-frequency-format-val": ([str(n) for n in range(classes)], test, "jpeg"),
-            "imagenet-sketch/images": (wnids, test, "JPEG"),
-            "imagenet-adversarial/imagenet-a": (wnids[: classes // 2], test, "jpg"),
-            "imagenet-rendition/imagenet-r": (wnids[classes // 2 :], test, "jpg"),
-        }
-        for folder, (keys, count, ending) in sets.items():
-            for key in keys:
-                _write_images(home / folder / key, count, size, rng, ending)
+    home, rng = root / prefix, np.random.default_rng(seed)
+    wnids = [f"n{1_000_000 + 37 * number:08d}" for number in range(classes)]
+    names = [f"thing number {number}" for number in range(classes - 1)] + ["thing number 0"]
+    sets = {
+        "imagenet/images/train": (wnids, train, "JPEG"),
+        "imagenet/images/val": (wnids, test, "JPEG"),
+        "imagenetv2/imagenetv2-matched-frequency-format-val": ([str(n) for n in range(classes)], test, "jpeg"),
+        "imagenet-sketch/images": (wnids, test, "JPEG"),
+        "imagenet-adversarial/imagenet-a": (wnids[: classes // 2], test, "jpg"),
+        "imagenet-rendition/imagenet-r": (wnids[classes // 2 :], test, "jpg"),
+    }
+    for folder, (keys, count, ending) in sets.items():
+        for key in keys:
+            _write_images(home / folder / key, count, size, rng, ending)
+        if keys:
             (home / folder / "README.txt").write_text("not a class")
             (home / folder / ".hidden").mkdir()
-        lines = [f"{wnid} {name}" for wnid, name in zip(wnids, names, strict=True)]
-        (home / "imagenet" / "classnames.txt").write_text("\n".join(reversed(lines)) + "\n", encoding="utf-8")
-        return ImageNetTree(tmp_path, wnids, names, sets["imagenet-adversarial/imagenet-a"][0], wnids[classes // 2 :])
+    lines = [f"{wnid} {name}" for wnid, name in zip(wnids, names, strict=True)]
+    (home / "imagenet" / "classnames.txt").write_text("\n".join(reversed(lines)) + "\n", encoding="utf-8")
+    return ImageNetTree(root, wnids, names, sets["imagenet-adversarial/imagenet-a"][0], wnids[classes // 2 :])
 
-    return build
+
+@pytest.fixture
+def imagenet_tree(tmp_path):
+    """Return a function that writes a tiny tree of ImageNet and its shifted sets into this test's folder."""
+    return partial(write_imagenet_tree, tmp_path)
 
 
 def _tiny_weights(image_size: int) -> dict[str, torch.Tensor]:
@@ -88,24 +94,143 @@ def tiny_weights(tmp_path_factory) -> tuple[str, str]:
     return str(folder / "student.pt"), str(folder / "teacher.pt")
 
 
+class ReferenceCLIP:
+    """CLIP by its published formulas, from a state dict in OpenAI's keys, in float64; both towers have one head.
+
+    Args:
+        state: the weights.
+    """
+
+    def __init__(self, state: dict[str, torch.Tensor]):
+        self.state = {k: v.double() for k, v in state.items()}
+        self.layers = sum(key.startswith("transformer.resblocks.") and key.endswith("ln_1.weight") for key in state)
+
+    def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        return x * self.state[name + ".weight"] + self.state[name + ".bias"]
+
+    def linear(self, x: torch.Tensor, weight: str, bias: str) -> torch.Tensor:
+        return x @ self.state[weight].T + self.state[bias]
+
+    def block(self, x: torch.Tensor, name: str, causal: bool) -> torch.Tensor:
+        q, k, v = self.linear(
+            self.norm(x, name + "ln_1"), name + "attn.in_proj_weight", name + "attn.in_proj_bias"
+        ).chunk(3, dim=-1)
+        scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
+        if causal:
+            scores = scores.masked_fill(torch.ones(scores.shape[1:], dtype=torch.bool).triu(1), -math.inf)
+        x = x + self.linear(scores.softmax(-1) @ v, name + "attn.out_proj.weight", name + "attn.out_proj.bias")
+        hidden = self.linear(self.norm(x, name + "ln_2"), name + "mlp.c_fc.weight", name + "mlp.c_fc.bias")
+        hidden = hidden / (1 + torch.exp(-1.702 * hidden))  # QuickGELU
+        return x + self.linear(hidden, name + "mlp.c_proj.weight", name + "mlp.c_proj.bias")
+
+    def text(self, prompts, eot, deep=()):
+        """Return (N, D) features of (N, L, W) prompts; `deep[i]` replaces the tokens 1 ... M before layer i + 1."""
+        x = prompts + self.state["positional_embedding"]
+        for layer in range(self.layers):
+            if 1 <= layer <= len(deep):
+                m = len(deep[layer - 1])
+                x = torch.stack([torch.cat([row[:1], deep[layer - 1], row[1 + m :]]) for row in x])
+            x = self.block(x, f"transformer.resblocks.{layer}.", causal=True)
+        return self.norm(x, "ln_final")[torch.arange(len(x)), eot] @ self.state["text_projection"]
+
+    def image(self, images, prompts, pool="tok"):
+        """Return (B, D) features of (B, 3, H, W) images; `prompts[i]` stand behind the patches in layer i."""
+        size = self.state["visual.conv1.weight"].shape[-1]
+        patches = images.double().unfold(2, size, size).unfold(3, size, size)  # (B, 3, rows, columns, size, size)
+        patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+        tokens = patches @ self.state["visual.conv1.weight"].flatten(1).T
+        first = self.state["visual.class_embedding"].expand(len(images), 1, -1)
+        x = torch.cat([first, tokens], dim=1) + self.state["visual.positional_embedding"]
+        n = x.shape[1]
+        for layer in range(self.layers):
+            if layer < len(prompts):
+                x = torch.stack([torch.cat([row[:n], prompts[layer]]) for row in x])
+            if layer == 0:
+                x = self.norm(x, "visual.ln_pre")
+            x = self.block(x, f"visual.transformer.resblocks.{layer}.", causal=False)
+        x = self.norm(x, "visual.ln_post")
+        return (x[:, 0] if pool == "tok" else x[:, 1:n].mean(dim=1)) @ self.state["visual.proj"]
+
+
+@pytest.fixture(scope="session")
+def reference_clip() -> type[ReferenceCLIP]:
+    """The class that computes a CLIP, with prompts in both towers, from the published formulas in float64."""
+    return ReferenceCLIP
+
+
+# The published config of each method, and what it needs on tiny CLIPs of two layers and on a dozen images.
+CONFIGS = {
+    "LinearProbe": ("vit_b16_ep20", ("OPTIM.WARMUP_STEPS", "2")),
+    "VPT": ("vit_b16_ep20_depth3", ("OPTIM.WARMUP_STEPS", "2", "TRAINER.VPT.PROMPT_DEPTH_VISION", "2")),
+    "CoOp": ("vit_b16_ep50_ctxv1", ()),
+    "PromptSRC": (
+        "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets",
+        ("TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", "2", "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", "2"),
+    ),
+    "ZeroshotCLIP": ("vit_b16", ()),
+    "ZeroshotCLIP2": ("vit_l14_336", ()),
+}
+NODES = {"LinearProbe": "LINEARPROBE", "VPT": "VPT", "CoOp": "COOP", "PromptSRC": "PROMPTSRC"}
+
+
+def command_line(
+    tree: ImageNetTree,
+    weights: tuple[str, str],
+    out: Path,
+    trainer: str,
+    *options: str,
+    dataset: str = "imagenet",
+    flags: tuple[str, ...] = (),
+) -> list[str]:
+    """Return the command line of a small run of a trainer's published config; an unknown trainer gets CoOp's."""
+    root, twin = Path(__file__).parent.parent / "configs", trainer.removesuffix("_DHO")
+    folder = trainer if twin in CONFIGS else "CoOp"
+    name, needed = CONFIGS[folder.removesuffix("_DHO")]
+    student, teacher = weights
+    return [
+        *("--root", str(tree.root), "--trainer", trainer, "--output-dir", str(out), "--seed", "1"),
+        *("--dataset-config-file", str(root / f"datasets/{dataset}.yaml")),
+        *("--config-file", str(root / f"trainers/{folder}/{name}.yaml"), *flags),
+        *("MODEL.BACKBONE.CKPT", teacher if trainer == "ZeroshotCLIP2" else student),
+        *("TRAINER.DHO.TEACHER.CKPT", teacher, f"TRAINER.{NODES.get(twin, 'COOP')}.PREC", "fp32", *needed),
+        *("DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "3", "DATALOADER.TRAIN_X.BATCH_SIZE", "4"),
+        *("DATALOADER.NUM_WORKERS", "0", *options),
+    ]
+
+
 @pytest.fixture
 def command(imagenet_tree, tiny_weights, tmp_path):
-    """Return a function that writes the command line of a small run on a tiny tree, made at the first call."""
+    """Return a function that writes the command line of a small run on a tiny tree of this test's own."""
     tree = imagenet_tree(classes=4, train=6, test=2)
+    return lambda trainer, out, *options, **more: command_line(
+        tree, tiny_weights, tmp_path / out, trainer, *options, **more
+    )
 
-    def build(
-        trainer: str, out: str, *options: str, dataset: str = "imagenet", flags: tuple[str, ...] = ()
-    ) -> list[str]:
-        root = Path(__file__).parent.parent / "configs"
-        student, teacher = tiny_weights
-        folder = "CoOp_DHO" if trainer.endswith("_DHO") else "CoOp"
-        return [
-            *("--root", str(tree.root), "--trainer", trainer, "--output-dir", str(tmp_path / out), "--seed", "1"),
-            *("--dataset-config-file", str(root / f"datasets/{dataset}.yaml")),
-            *("--config-file", str(root / f"trainers/{folder}/vit_b16_ep50_ctxv1.yaml"), *flags),
-            *("MODEL.BACKBONE.CKPT", student, "TRAINER.DHO.TEACHER.CKPT", teacher, "TRAINER.COOP.PREC", "fp32"),
-            *("DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "3", "DATALOADER.TRAIN_X.BATCH_SIZE", "4"),
-            *("DATALOADER.NUM_WORKERS", "0", *options),
-        ]
+
+@pytest.fixture(scope="session")
+def shared_command(tiny_weights, tmp_path_factory):
+    """Return the same on one tree for all tests, which nobody may change; runs go into a folder of the session's."""
+    trees, home = {}, tmp_path_factory.mktemp("shared")
+
+    def build(trainer: str, out: str | Path, *options: str, classes: int = 4, **more) -> list[str]:
+        if classes not in trees:
+            trees[classes] = write_imagenet_tree(home / f"data{classes}", classes=classes, train=6, test=2)
+        return command_line(trees[classes], tiny_weights, home / out, trainer, *options, **more)
+
+    return build
+
+
+@pytest.fixture
+def started():
+    """Return a function that builds a command line's trainer and brings it to its first step."""
+
+    def build(line: list[str]):
+        cfg = setup_cfg(build_parser().parse_args(line))
+        check_names(cfg)
+        trainer = build_trainer(cfg)
+        trainer.before_train()
+        trainer.before_epoch()
+        return trainer
 
     return build

@@ -4,9 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from dho_plugin.engine.registry import TRAINER_REGISTRY
-from dho_plugin.train import build_parser, check_names, setup_cfg
-
 
 def log_softmax(x):
     x = x - x.max(1, keepdims=True)
@@ -25,16 +22,8 @@ def expected_loss(ce, kd_x, kd_u, teacher_x, teacher_u, labels, lambda_, eta):
 
 
 @pytest.fixture
-def build(command):
-    def build(trainer: str, *options: str):
-        cfg = setup_cfg(build_parser().parse_args(command(trainer, "run", *options)))
-        check_names(cfg)
-        trainer = TRAINER_REGISTRY.get(trainer)(cfg)
-        trainer.before_train()
-        trainer.before_epoch()
-        return trainer
-
-    return build
+def build(command, started):
+    return lambda trainer, *options: started(command(trainer, "run", *options))
 
 
 def first_batches(trainer):
@@ -55,7 +44,7 @@ def test_one_step_is_algorithm_1(build, unlabeled):
     with torch.no_grad():
         z = [student.features(batch["img"]).double().numpy() for batch in batches]
         t = [teacher.model.encode_image(batch["img_teacher"]).double().numpy() for batch in batches]
-        text = student.text_tower(student.prompt_learner(), student.prompt_learner.eot).double().numpy()
+        text = student.text_classifier().double().numpy()
     w_kd, w_teacher = kd_head.weight.detach().double().numpy(), teacher.head.weight.double().numpy()
     kd = [unit(x) @ unit(w_kd).T / 0.01 for x in z]
     from_teacher = [unit(x) @ unit(w_teacher).T / 0.01 for x in t]
@@ -139,7 +128,7 @@ def test_the_classifier_of_an_evaluation_is_computed_once_and_follows_training(b
     with torch.no_grad():
         first = trainer.model_inference(images)
         assert torch.equal(first, trainer.model_inference(images))
-        assert trainer.student._classifier is trainer.student.classifier()
+        assert trainer.student.text_classifier() is trainer.student.text_classifier()
     trainer.set_model_mode("train")
     with torch.no_grad():
         trainer.student.prompt_learner.ctx.normal_()
@@ -148,3 +137,17 @@ def test_the_classifier_of_an_evaluation_is_computed_once_and_follows_training(b
         second = trainer.model_inference(images)
     assert not torch.allclose(first, second)
     assert torch.allclose(second.exp().sum(1), torch.ones(len(images)), atol=1e-5)
+
+
+def test_the_classifier_of_an_evaluation_follows_a_loaded_file(build, tmp_path):
+    """Without a word to the module's mode, as a notebook does it."""
+    trainer = build("CoOp")
+    images = first_batches(trainer)[0]["img"]
+    trainer.save_model(1, tmp_path / "saved", {})
+    trainer.set_model_mode("eval")
+    with torch.no_grad():
+        first = trainer.model_inference(images)
+        trainer.student.prompt_learner.ctx.normal_()
+        assert not torch.allclose(first, trainer.model_inference(images))
+        trainer.load_model(tmp_path / "saved", 1)
+        assert torch.equal(first, trainer.model_inference(images))

@@ -74,7 +74,7 @@ class PromptSRC(DHOTrainer):
         for key in ("N_CTX_TEXT", "N_CTX_VISION"):
             if node[key] < 1:
                 raise ConfigError(f"TRAINER.PROMPTSRC.{key} is {node[key]}; it must be at least 1")
-        self.gpa_weights = gaussian_weights(cfg.OPTIM.MAX_EPOCH, node.GPA_MEAN, node.GPA_STD)
+        gaussian_weights(cfg.OPTIM.MAX_EPOCH, node.GPA_MEAN, node.GPA_STD)
 
     def build_student(self, clip: LoadedCLIP, classes: Sequence[ClassInfo]) -> Student:
         """Return PromptSRC's student."""
@@ -100,6 +100,8 @@ class PromptSRC(DHOTrainer):
     def build_model(self) -> None:
         """Build the model and the running average of all that learns, the KD head included."""
         super().build_model()
+        node = self.cfg.TRAINER.PROMPTSRC
+        self.gpa_weights = gaussian_weights(self.max_epoch, node.GPA_MEAN, node.GPA_STD)
         self.average = WeightedSum(self._models)
 
     def before_train(self) -> None:

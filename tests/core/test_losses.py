@@ -1,10 +1,10 @@
-"""Eq. 2, 3, 6, 7 and Algorithm 1 against float64 numpy."""
+"""Eq. 2, 3, 6, 7 and Algorithm 1, and PromptSRC's regularisers, against float64 numpy."""
 
 import numpy as np
 import pytest
 import torch
 
-from dho_plugin.core.losses import ce_loss, dho_loss, kd_loss, teacher_probs
+from dho_plugin.core.losses import ce_loss, dho_loss, kd_loss, self_consistency_loss, teacher_probs
 from dho_plugin.errors import ConfigError
 
 
@@ -126,3 +126,56 @@ def test_settings_out_of_range(settings, message):
 def test_lambda_below_1_needs_a_kd_head():
     with pytest.raises(ConfigError, match="no KD head"):
         dho_loss(torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64), lambda_=0.5, eta=2.0)
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def towers():
+    """Text features (5, 8) and image features (6, 8) of any length, prompted and frozen, and their logits."""
+    rng = np.random.default_rng(1)
+    text, fixed_text = rng.normal(size=(5, 8)) * 3, rng.normal(size=(5, 8))
+    image, fixed_image = rng.normal(size=(6, 8)) * 10, rng.normal(size=(6, 8)) * 10
+    logits, fixed_logits = 100 * unit(image) @ unit(text).T, 100 * unit(fixed_image) @ unit(fixed_text).T
+    return text, fixed_text, image, fixed_image, logits, fixed_logits
+
+
+def numpy_self_consistency(text, fixed_text, image, fixed_image, logits, fixed_logits):
+    p, q = softmax(fixed_logits), softmax(logits)
+    kl = sum(p[i, c] * (np.log(p[i, c]) - np.log(q[i, c])) for i in range(6) for c in range(5)) / (6 * 5)
+    return np.abs(unit(text) - unit(fixed_text)).mean(), np.abs(unit(image) - unit(fixed_image)).mean(), kl
+
+
+def test_self_consistency_as_promptsrcs_code_has_it(towers):
+    loss = self_consistency_loss(*map(torch.from_numpy, towers))
+    for ours, expected in zip(loss, numpy_self_consistency(*towers), strict=True):
+        assert ours.item() == pytest.approx(expected, rel=1e-10)
+    assert loss.logits.item() != pytest.approx(numpy_self_consistency(*towers[:4], *towers[:3:-1])[2])  # KL has a side
+
+
+def test_self_consistency_gradients_reach_the_prompted_side_as_finite_differences_say(towers):
+    tensors = [torch.from_numpy(part).requires_grad_() for part in (towers[0], towers[2], towers[4])]
+    fixed = [torch.from_numpy(towers[i]) for i in (1, 3, 5)]
+
+    def total(text, image, logits):
+        loss = self_consistency_loss(text, fixed[0], image, fixed[1], logits, fixed[2])
+        return 25 * loss.text + 10 * loss.image + loss.logits
+
+    assert torch.autograd.gradcheck(total, tensors)
+
+
+def test_features_and_logits_that_agree_cost_nothing(towers):
+    text, _, image, _, logits, _ = map(torch.from_numpy, towers)
+    loss = self_consistency_loss(text, 7 * text, image, 0.1 * image, logits, logits + 3)
+    assert all(abs(part.item()) < 1e-15 for part in loss)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_self_consistency_of_half_precision_is_computed_in_fp32(towers, dtype):
+    halves = [torch.from_numpy(part).to(dtype) for part in towers]
+    exact = self_consistency_loss(*[half.double() for half in halves])
+    for ours, expected in zip(self_consistency_loss(*halves), exact, strict=True):
+        assert ours.dtype == torch.float32
+        assert ours.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -122,7 +122,7 @@ def test_whole_numbers_are_taken_where_a_float_is_wanted(cfg, tmp_path):
     config.merge_pairs(cfg, ["OPTIM.LR", "1", "SEED", "2"])
     values = cfg.TRAINER.PROMPTSRC.GPA_STD, cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.LR, cfg.SEED
     assert [(type(value), value) for value in values] == [(float, 3.0), (int, 4), (float, 1.0), (int, 2)]
-    with pytest.raises(ConfigError, match="OPTIM.MAX_EPOCH"):
+    with pytest.raises(ConfigError, match=r"OPTIM\.MAX_EPOCH"):
         config.merge_pairs(cfg, ["OPTIM.MAX_EPOCH", "1.5"])
 
 

@@ -1,6 +1,7 @@
 """Learning rates against torch's own schedulers stepped as Dassl steps them; optimizers against hand-made ones."""
 
 import itertools
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, StepLR
 
-from dho_plugin.engine.optim import build_lr_scheduler, build_optimizer, learning_rate
+from dho_plugin.engine.model_store import ModelStore
+from dho_plugin.engine.optim import build_lr_scheduler, build_optimizer, learning_rate, step_learning_rate
 from dho_plugin.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of")
@@ -35,6 +37,7 @@ DEFAULTS = {
     "WARMUP_CONS_LR": 1e-5,
     "WARMUP_MIN_LR": 1e-6,
     "WARMUP_RECOUNT": True,
+    "WARMUP_STEPS": 0,
 }
 
 
@@ -176,6 +179,75 @@ def test_order_of_restoring_does_not_matter(scheduler_first):
     new.step()
     schedule.step()
     assert schedule.get_last_lr() == [learning_rate(cfg, 4, base) for base in BASE_RATES]
+
+
+def rate_by_hand(step, warmup, total):
+    """Linear from 0 to 1 over the warm-up, then half a cosine to 0 at the end."""
+    if step < warmup:
+        return step / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(1, 12), (5, 12), (11, 12), (5000, 100_080)])
+def test_a_warm_up_in_steps_then_a_cosine(warmup, total):
+    for step in {0, 1, warmup - 1, warmup, warmup + 1, total // 2, total - 1, total}:
+        expected = 5e-5 * rate_by_hand(step, warmup, total)
+        assert step_learning_rate(step, warmup, total, 5e-5) == pytest.approx(expected, rel=1e-9, abs=1e-18)
+
+
+def step_schedule(optimizer, warmup=3, total=10):
+    cfg = config(WARMUP_STEPS=warmup)
+    scheduler = build_lr_scheduler(optimizer, cfg, lambda: total)
+    assert scheduler.per_step
+    return scheduler
+
+
+def test_the_schedule_of_steps_sets_every_groups_rate():
+    optimizer = two_groups()
+    scheduler, rates = step_schedule(optimizer), []
+    for _ in range(11):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    expected = [[base * rate_by_hand(step, 3, 10) for base in BASE_RATES] for step in range(11)]
+    for ours, by_hand in zip(rates, expected, strict=True):
+        assert ours == pytest.approx(by_hand, rel=1e-9, abs=1e-15)
+    assert rates[0] == [0, 0]
+    assert rates[3] == list(BASE_RATES)
+
+
+def test_a_resumed_schedule_of_steps_goes_on_where_it_was():
+    first, second = two_groups(), two_groups(rates=(1.0, 1.0))
+    through, again = step_schedule(first), step_schedule(second)
+    for _ in range(5):
+        first.step()
+        through.step()
+    again.load_state_dict(through.state_dict())
+    for _ in range(4):
+        assert [g["lr"] for g in second.param_groups] == [g["lr"] for g in first.param_groups]
+        for optimizer, scheduler in ((first, through), (second, again)):
+            optimizer.step()
+            scheduler.step()
+
+
+def test_schedules_count_either_epochs_or_steps():
+    assert not build_lr_scheduler(two_groups(), config()).per_step
+    store = ModelStore()
+    for name, warmup in (("prompts", 3), ("head", 0)):
+        optimizer = two_groups()
+        store.register_model(
+            name, nn.Identity(), optimizer, build_lr_scheduler(optimizer, config(WARMUP_STEPS=warmup), lambda: 10)
+        )
+    for _ in range(4):
+        store.update_lr(per_step=True)
+    store.update_lr()
+    assert [sched.last_epoch for sched in store._scheds.values()] == [4, 1]
+
+
+@pytest.mark.parametrize("changes", [{"LR_SCHEDULER": "single_step"}, {"WARMUP_EPOCH": 1}])
+def test_a_warm_up_in_steps_needs_the_cosine_and_no_warm_up_in_epochs(changes):
+    with pytest.raises(ConfigError, match=r"OPTIM\.WARMUP_STEPS is 5: .*LR_SCHEDULER cosine.*WARMUP_EPOCH"):
+        build_lr_scheduler(two_groups(), config(WARMUP_STEPS=5, **changes), lambda: 10)
 
 
 def train(optimizer, model, steps=20):

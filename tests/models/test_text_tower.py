@@ -5,6 +5,7 @@ import torch
 from dho_plugin.engine.views import Preprocess
 from dho_plugin.errors import ConfigError
 from dho_plugin.models.clip import LoadedCLIP
+from dho_plugin.models.deep_prompts import DeepPrompts
 from dho_plugin.models.mini import MINI_MODELS, build_mini, mini_tokenizer
 from dho_plugin.models.text_tower import TextTower
 
@@ -63,6 +64,40 @@ def test_published_formulas_in_float64(tiny_clip, reference_text):
     assert torch.equal(tower.eot(tokens), eot)
     prompts = tower.embed(tokens)
     torch.testing.assert_close(tower(prompts, eot).double(), reference_text(prompts.double(), eot), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("n_ctx", [1, 4])
+def test_deep_prompts_features_and_gradients_as_published(tiny_clip, reference_text, n_ctx, depth):
+    tower = TextTower(tiny_clip)
+    tokens = tiny_clip.tokenizer(["X X X X dog.", "X X X X great white shark."])
+    deep = DeepPrompts(n_ctx, tower.width, depth)
+    ours = [tower.embed(tokens).requires_grad_(), *deep.layers()]
+    with torch.no_grad():
+        for prompts in ours[1:]:
+            prompts.mul_(50)  # far from zero, so that they matter
+    theirs = [p.detach().double().requires_grad_() for p in ours]
+    features = tower(ours[0], tower.eot(tokens), ours[1:])
+    expected = reference_text(theirs[0], tower.eot(tokens), theirs[1:])
+    assert len(ours) == depth
+    assert (features.double() - expected).norm() < 1e-5 * expected.norm()
+    direction = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    (expected * direction).sum().backward()
+    (features * direction.float()).sum().backward()
+    for own, other in zip(ours, theirs, strict=True):
+        assert other.grad.norm() > 1e-3
+        assert (own.grad.double() - other.grad).norm() < 1e-5 * other.grad.norm()
+
+
+def test_deep_prompts_take_the_place_of_the_context_and_of_nothing_else(tiny_clip):
+    """What the context tokens became in layer 0 is read by the later tokens there, then it is gone."""
+    tower = TextTower(tiny_clip)
+    tokens = tiny_clip.tokenizer(["X X dog.", "X X cat."])
+    prompts, eot = tower.embed(tokens), tower.eot(tokens)
+    plain, deep = tower(prompts, eot), torch.zeros(2, tower.width)
+    assert not torch.allclose(plain, tower(prompts, eot, [deep]))
+    assert torch.equal(plain, tower(prompts, eot, []))
+    assert torch.equal(plain, tower(prompts, eot, [deep[:0]]))
 
 
 def test_gradient_reaches_the_prompts_only(tiny_clip):
