@@ -87,10 +87,20 @@ class ModelStore:
         return max(set.intersection(*common), default=None) if common else None
 
     def epoch_to_load(self, directory: str | Path, epoch: int | None) -> int | None:
-        """Return `epoch` if it is given, else None where every model has a best checkpoint, else the last epoch."""
+        """Return `epoch` if it is given, else None where every model has a best checkpoint, else the last epoch.
+
+        Raises:
+            CheckpointError: no epoch has checkpoints of every model.
+        """
         if epoch is not None or all(model_path(directory, name).is_file() for name in self._models):
             return epoch
-        return self.common_epoch(directory)
+        if (last := self.common_epoch(directory)) is None:
+            found = [f"{name}: {saved_epochs(Path(directory) / name) or 'none'}" for name in self._models]
+            raise CheckpointError(
+                f"{directory} holds no epoch of everything that this trainer loads; it has {', '.join(found)}. Was it "
+                "trained with another trainer?"
+            )
+        return last
 
     def load_model(self, directory: str | Path, epoch: int | None = None, *, train_state: bool = False) -> dict:
         """Load every registered model.

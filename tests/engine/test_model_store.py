@@ -82,6 +82,19 @@ def test_files_of_something_else_are_refused(tmp_path, content, said):
         store(prompt_learner=Prompt()).load_model(tmp_path, 1, train_state=True)
 
 
+def test_without_an_epoch_the_best_is_loaded_else_the_last_that_is_complete(tmp_path):
+    made = store(prompt_learner=Prompt(), kd_head=nn.Linear(2, 2))
+    for epoch in (1, 2):
+        made.save_model(epoch, tmp_path, {})
+    (tmp_path / "kd_head" / "model.pth.tar-2").unlink()
+    assert made.load_model(tmp_path)["epoch"] == 1
+    made.save_model(7, tmp_path, {}, best=True)
+    assert made.load_model(tmp_path)["epoch"] == 7
+    other = store(prompt_learner=Prompt(), ce_head=nn.Linear(2, 2))
+    with pytest.raises(CheckpointError, match=r"prompt_learner: \[1, 2\], ce_head: none.*another trainer"):
+        other.load_model(tmp_path)
+
+
 def test_a_name_is_registered_once():
     made = store(kd_head=nn.Linear(2, 2))
     with pytest.raises(ConfigError, match="'kd_head' is registered already"):
