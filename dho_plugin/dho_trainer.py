@@ -32,6 +32,7 @@ class DHOTrainer(HeadEvaluation, TrainerXU):
     dho = False  # a method's `_DHO` twin sets it
     cfg_node = "DHO"  # the method's own node below TRAINER
     _clip: LoadedCLIP | None = None
+    _language: tuple[Sequence[ClassInfo], Tensor] | None = None  # classes, and what heads start from
 
     def build_student(self, clip: LoadedCLIP, classes: Sequence[ClassInfo]) -> Student:
         """Return the method's student over a frozen CLIP."""
@@ -97,8 +98,12 @@ class DHOTrainer(HeadEvaluation, TrainerXU):
         return LinearHead(clip.feature_dim, len(self.classes), self.head_init(clip, init))
 
     def head_init(self, clip: LoadedCLIP, init: str) -> Tensor | None:
-        """Return the class features (C, D) from which a head starts, or None for Kaiming's draw."""
-        return class_features(clip, [i.name for i in self.classes], self.templates()) if init == "language" else None
+        """Return the class features (C, D) from which a head starts, encoded once, or None for Kaiming's draw."""
+        if init != "language":
+            return None
+        if self._language is None or self._language[0] != self.classes:
+            self._language = self.classes, class_features(clip, [i.name for i in self.classes], self.templates())
+        return self._language[1]
 
     def kd_optim_cfg(self):
         """Return the KD head's optimizer settings: OPTIM's, with TRAINER.DHO.OPTIM's name, rate and decay if named."""

@@ -151,3 +151,16 @@ def test_the_classifier_of_an_evaluation_follows_a_loaded_file(build, tmp_path):
         assert not torch.allclose(first, trainer.model_inference(images))
         trainer.load_model(tmp_path / "saved", 1)
         assert torch.equal(first, trainer.model_inference(images))
+
+
+def test_both_heads_start_from_text_features_that_are_encoded_once(build, monkeypatch):
+    import dho_plugin.dho_trainer as module
+
+    calls, real = [], module.class_features
+    monkeypatch.setattr(module, "class_features", lambda *args: calls.append(args) or real(*args))
+    trainer = build("LinearProbe_DHO")
+    assert len(calls) == 1
+    text = trainer.student.ce_head.weight.detach()
+    torch.testing.assert_close(text.norm(dim=1), torch.ones(4))
+    assert torch.equal(text, trainer.kd_head.weight)
+    assert trainer.student.ce_head.weight.data_ptr() != trainer.kd_head.weight.data_ptr()
