@@ -128,10 +128,19 @@ method_script() {
   config=$(config_of "$method" "$dataset")
   [ $COMPARE = no ] || kinds="unlabeled base labeled placebo"
   set_up "$dataset"
+  count_runs 1 "$kinds"
   zero_shots "$dataset"
   train_kinds "$dataset" "$shots" "${method%%-*}" "$config" "$kinds" "${PAIRS[@]}"
   finish_jobs
   show_table "$OUTPUT/$dataset"
+}
+
+# count_runs METHODS "KIND ...": how many runs the script has, the two zero-shot rows among them.
+count_runs() {
+  local kinds seeds
+  read -ra kinds <<<"$2"
+  read -ra seeds <<<"$SEEDS"
+  TOTAL=$((2 + $1 * ${#kinds[@]} * ${#seeds[@]}))
 }
 
 # run_dir DATASET TRAINER CONFIG VARIANT SHOTS SEED
@@ -206,6 +215,7 @@ side_by_side() {
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > JOBS ? cores / JOBS : 1))}
 }
 
+STARTED=0 TOTAL= # runs so far, and of the whole script
 PIDS=() LABELS=() # of the runs in progress, by slot
 LEFT=() # runs that another process was at
 
@@ -214,6 +224,7 @@ LEFT=() # runs that another process was at
 background() {
   local label=$1 slot=0 code=0
   shift
+  STARTED=$((STARTED + 1))
   collect
   if [ "${JOBS:-1}" -le 1 ]; then
     on_device 0 "$@" || code=$?
@@ -225,7 +236,7 @@ background() {
     collect
   done
   while [ -n "${PIDS[slot]:-}" ]; do slot=$((slot + 1)); done
-  echo "$label: started"
+  echo "$label: started${TOTAL:+ ($STARTED of $TOTAL)}"
   set -m # a process group for every run, so that stop_runs reaches all of it
   in_short "$label" on_device "$slot" "$@" &
   set +m

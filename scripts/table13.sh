@@ -29,6 +29,7 @@ for method in "${methods[@]}"; do
 done
 
 set_up "$dataset"
+count_runs ${#methods[@]} "$kinds"
 zero_shots "$dataset"
 for k in "${!methods[@]}"; do
   train_kinds "$dataset" "$shots" "${methods[k]%%-*}" "${configs[k]}" "$kinds" "${PAIRS[@]}"

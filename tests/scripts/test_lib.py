@@ -33,6 +33,13 @@ def test_no_run_goes_on_behind_a_script_that_has_ended(run, end, tmp_path):
     pytest.fail(f"still running: {left}")
 
 
+def test_a_script_says_how_far_it_is(run):
+    count = 'source scripts/lib.sh; JOBS=2 SEEDS="1 2 3"; count_runs 2 "base labeled"; '
+    done = run("-c", count + "background one true; background two true; finish_jobs")
+    assert "one: started (1 of 14)" in done.stdout  # two zero-shot rows, and two methods of two kinds over three seeds
+    assert "two: started (2 of 14)" in done.stdout
+
+
 def test_runs_side_by_side_are_bounded_and_a_failing_one_ends_the_script(run):
     each = "background run$k sh -c 'echo is complete; %s'"
     ask = f"source scripts/lib.sh; JOBS=2; for k in 1 2 3 4; do {each}; done; finish_jobs; echo end"
