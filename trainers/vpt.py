@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from dho_plugin.core.heads import CosineHead
 from dho_plugin.dho_trainer import DHOTrainer
 from dho_plugin.engine.config import INITS, check_choice
 from dho_plugin.engine.data import ClassInfo
@@ -16,7 +15,7 @@ from dho_plugin.models.clip import LoadedCLIP
 from dho_plugin.models.deep_prompts import VisualPrompts, check_depth
 from dho_plugin.models.image_tower import vision_layers, vision_width
 from dho_plugin.models.student import CLIPStudent, Student
-from dho_plugin.models.zeroshot import class_features
+from dho_plugin.models.zeroshot import zero_shot_head
 
 
 class VPTStudent(CLIPStudent):
@@ -76,8 +75,7 @@ class VPT(DHOTrainer):
     def text_head(self, clip: LoadedCLIP, classes: Sequence[ClassInfo]) -> nn.Module:
         """Return the frozen classifier cos / zeta to the text features of CTX_INIT and the class names."""
         template = self.cfg.TRAINER.VPT.CTX_INIT.replace("_", " ") + " {}."
-        features = class_features(clip, [info.name for info in classes], [template.strip()])
-        return CosineHead(clip.feature_dim, len(classes), clip.zeta, init=features).requires_grad_(False)
+        return zero_shot_head(clip, [info.name for info in classes], [template.strip()])
 
 
 @TRAINER_REGISTRY.register()

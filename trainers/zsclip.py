@@ -6,32 +6,26 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from dho_plugin.core.heads import CosineHead
 from dho_plugin.dho_trainer import DHOTrainer
 from dho_plugin.engine.data import ClassInfo
 from dho_plugin.engine.registry import TRAINER_REGISTRY
 from dho_plugin.models.clip import LoadedCLIP
-from dho_plugin.models.student import Student
+from dho_plugin.models.student import CLIPStudent, Student
 from dho_plugin.models.templates import templates_for
-from dho_plugin.models.zeroshot import class_features
+from dho_plugin.models.zeroshot import zero_shot_head
 
 
-class ZeroshotStudent(Student):
+class ZeroshotStudent(CLIPStudent):
     """A CLIP with the class prompts' features as its classifier (DHO, Eq. 1).
 
     Args:
         clip: the CLIP.
-        features: (C, D) class features.
+        head: its frozen zero-shot classifier.
     """
 
-    def __init__(self, clip: LoadedCLIP, features: Tensor):
-        super().__init__()
-        self.clip_model, self.feature_dim = clip.model, clip.feature_dim
-        self.head = CosineHead(features.shape[1], len(features), clip.zeta, init=features).requires_grad_(False)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Return the image features (B, D)."""
-        return self.clip_model.encode_image(images)
+    def __init__(self, clip: LoadedCLIP, head: nn.Module):
+        super().__init__(clip)
+        self.head = head
 
     def logits_ce(self, features: Tensor) -> Tensor:
         """Return cos / zeta, (B, C)."""
@@ -58,7 +52,7 @@ class ZeroshotCLIP(DHOTrainer):
 
     def build_student(self, clip: LoadedCLIP, classes: Sequence[ClassInfo]) -> Student:
         """Return the zero-shot classifier."""
-        return ZeroshotStudent(clip, class_features(clip, [info.name for info in classes], self.templates()))
+        return ZeroshotStudent(clip, zero_shot_head(clip, [info.name for info in classes], self.templates()))
 
 
 @TRAINER_REGISTRY.register()

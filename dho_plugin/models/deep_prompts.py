@@ -43,9 +43,9 @@ class VisualPrompts(DeepPrompts):
         self.VPT = draw(n_ctx, width)
 
 
-def draw(n_ctx: int, width: int) -> nn.Parameter:
-    """Return prompts (n_ctx, width) from N(0, 0.02^2), as CoOp, MaPLe and PromptSRC draw them."""
-    return nn.Parameter(nn.init.normal_(torch.empty(n_ctx, width), std=0.02))
+def draw(*shape: int) -> nn.Parameter:
+    """Return prompts of a shape, (M, W) or (C, M, W), from N(0, 0.02^2), as CoOp, MaPLe and PromptSRC draw them."""
+    return nn.Parameter(nn.init.normal_(torch.empty(shape), std=0.02))
 
 
 def run_blocks(

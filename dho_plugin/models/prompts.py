@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dho_plugin.errors import CheckpointError, ConfigError
+from dho_plugin.models.deep_prompts import draw
 from dho_plugin.models.text_tower import TextTower
 
 POSITIONS = ("end", "middle", "front")
@@ -50,8 +51,8 @@ class PromptLearner(nn.Module):
         words = _embedded(_words(ctx_init), tower)
         if ctx_init and len(words) < n_ctx:
             raise ConfigError(f"{key} is {n_ctx}, but CTX_INIT {ctx_init!r} has {len(words)} tokens: lower it")
-        random = _random(len(names), n_ctx, tower.width, class_specific)
-        self.ctx = nn.Parameter(words[:n_ctx].clone() if ctx_init else random)
+        drawn = draw(*([len(names)] if class_specific else []), n_ctx, tower.width)
+        self.ctx = nn.Parameter(words[:n_ctx].clone()) if ctx_init else drawn
         self._register_tokens(names, tower, words[n_ctx:], position)
         self.register_load_state_dict_pre_hook(_keep_own_tokens)
 
@@ -109,11 +110,6 @@ def _embedded(words: list[str], tower: TextTower) -> Tensor:
     """Return the token embeddings (T, W) of the words, which may have several tokens each."""
     tokens = tower.tokenizer([" ".join(words)])
     return tower.embed(tokens.to(tower.positional_embedding.device))[0, 1 : tower.eot(tokens).item()]
-
-
-def _random(n_classes: int, n_ctx: int, width: int, class_specific: bool) -> Tensor:
-    shape = (n_classes, n_ctx, width) if class_specific else (n_ctx, width)
-    return nn.init.normal_(torch.empty(shape), std=0.02)
 
 
 def _check_length(names: list[str], eot: Tensor, context_length: int, n_ctx: int, key: str) -> None:

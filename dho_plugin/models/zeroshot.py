@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from dho_plugin.core.heads import CosineHead
 from dho_plugin.models.clip import LoadedCLIP
 
 
@@ -38,6 +39,21 @@ def class_features(
     features = (_encode(clip, texts, batch_size) for texts in prompts)
     total = sum(normalize(f, dim=-1) if normalize_each else f for f in features)
     return normalize(total / len(templates), dim=-1)
+
+
+def zero_shot_head(
+    clip: LoadedCLIP, classnames: Sequence[str], templates: Sequence[str], zeta: float = 0.0
+) -> CosineHead:
+    """Return the frozen classifier cos(z, f_T(t_c)) / zeta of a CLIP (DHO, Eq. 1).
+
+    Args:
+        clip: any CLIP; it is called where its weights lie.
+        classnames: C names; "_" reads as a space.
+        templates: strings with one "{}" each.
+        zeta: temperature; 0 takes the one that comes with the weights.
+    """
+    features = class_features(clip, classnames, templates)
+    return CosineHead(features.shape[1], len(features), zeta or clip.zeta, init=features).requires_grad_(False)
 
 
 def _encode(clip: LoadedCLIP, prompts: list[str], batch_size: int) -> Tensor:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dho_plugin.core.heads import CosineHead
 from dho_plugin.models.clip import LoadedCLIP
-from dho_plugin.models.zeroshot import class_features
+from dho_plugin.models.zeroshot import zero_shot_head
 
 
 class ZeroShotTeacher(nn.Module):
@@ -25,8 +24,7 @@ class ZeroShotTeacher(nn.Module):
     def __init__(self, clip: LoadedCLIP, classnames: Sequence[str], templates: Sequence[str], zeta: float = 0.0):
         super().__init__()
         self.model = clip.model
-        features = class_features(clip, classnames, templates)
-        self.head = CosineHead(features.shape[1], len(classnames), zeta or clip.zeta, init=features)
+        self.head = zero_shot_head(clip, classnames, templates, zeta)
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> ZeroShotTeacher:
