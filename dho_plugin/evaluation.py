@@ -11,9 +11,10 @@ from tqdm import tqdm
 from dho_plugin.core.inference import interpolate, search_alpha_beta
 from dho_plugin.data.subsets import columns
 from dho_plugin.engine.config import as_plain, dataset_label
-from dho_plugin.engine.data import ClassInfo, DatasetBase, Datum, EvalDataset
+from dho_plugin.engine.data import ClassInfo, DatasetBase, Datum
 from dho_plugin.engine.evaluator import TestLogits, confusion_matrix, per_class_lines, result_lines, score
 from dho_plugin.engine.files import atomic_write, write_json
+from dho_plugin.engine.image_sets import EvalDataset
 from dho_plugin.engine.loaders import eval_loader
 from dho_plugin.engine.logger import peak_memory_mb, versions
 from dho_plugin.engine.registry import DATASET_REGISTRY

@@ -1,25 +1,14 @@
-"""Images as the models see them: lists of files, reading, and the two datasets (training views, evaluation)."""
+"""Lists of image files, and the data sets made of them."""
 
-import logging
+from __future__ import annotations
+
 import os
-import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-import torch
-from PIL import Image
-from torch.utils.data import Dataset
 
-from dho_plugin.engine.views import Preprocess, ViewSpec, apply_view, eval_transform
-from dho_plugin.errors import ConfigError, DataError
-
-log = logging.getLogger(__name__)
-
-UNREADABLE_CHOICES = ("error", "skip")
-# What Pillow's decoders raise on damaged files.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+from dho_plugin.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +38,111 @@ class ClassInfo:
     name: str
 
 
+class ImageList(Sequence):
+    """Image files as columns of arrays, which reads as a sequence of `Datum`.
+
+    A million `Datum` objects take half a gigabyte, and every loader process that counts references to them copies it;
+    the columns take 50 MB and are shared.
+
+    Args:
+        folders: absolute folders.
+        folder_ids: (n,) number of each image's folder.
+        names: (n,) bytes, file name of each image below its folder.
+        numbers: (n, 3) int64: label, domain, index (see `Datum`).
+        classnames: class name of each label.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[str],
+        folder_ids: np.ndarray,
+        names: np.ndarray,
+        numbers: np.ndarray,
+        classnames: Sequence[str],
+    ):
+        self.folders, self.classnames = tuple(folders), tuple(classnames)
+        self.folder_ids, self.names = np.asarray(folder_ids, dtype=np.int32), np.asarray(names, dtype=np.bytes_)
+        self.numbers = np.asarray(numbers, dtype=np.int64).reshape(len(self.names), 3)
+
+    @classmethod
+    def of(cls, items: Sequence[Datum]) -> ImageList:
+        """Return images as an ImageList, unchanged if they are one already."""
+        if isinstance(items, ImageList):
+            return items
+        paths = [os.path.split(item.impath) for item in items]
+        folders = {folder: number for number, folder in enumerate(dict.fromkeys(folder for folder, _ in paths))}
+        classnames = [""] * (1 + max((item.label for item in items), default=-1))
+        for item in items:
+            if item.label >= 0:
+                classnames[item.label] = item.classname
+        return cls(
+            list(folders),
+            np.array([folders[folder] for folder, _ in paths], dtype=np.int32),
+            np.array([os.fsencode(name) for _, name in paths], dtype=np.bytes_),
+            np.array([(item.label, item.domain, item.index) for item in items], dtype=np.int64),
+            classnames,
+        )
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(n,) int64, class number of each image."""
+        return self.numbers[:, 0]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, position: int) -> str:
+        """Return the path of one image."""
+        return os.path.join(self.folders[self.folder_ids[position]], os.fsdecode(self.names[position]))
+
+    def paths(self) -> Iterator[str]:
+        """Yield the path of every image."""
+        return map(self.path, range(len(self)))
+
+    def __getitem__(self, key: int | slice) -> Datum | ImageList:
+        if isinstance(key, slice):
+            return self.take(np.arange(len(self))[key])
+        if not -len(self) <= key < len(self):
+            raise IndexError(f"image {key} of {len(self)}")
+        label, domain, index = self.numbers[key].tolist()
+        name = self.classnames[label] if 0 <= label < len(self.classnames) else ""
+        return Datum(self.path(key), label, domain, name, index)
+
+    def __add__(self, other: Sequence[Datum]) -> ImageList:
+        """Return both lists behind each other; of a label in both the first list's class name counts."""
+        other = ImageList.of(other)
+        if not len(self) or not len(other):
+            return self if len(self) else other
+        longer = max(self.classnames, other.classnames, key=len)
+        return ImageList(
+            self.folders + other.folders,
+            np.concatenate([self.folder_ids, other.folder_ids + len(self.folders)]),
+            np.concatenate([self.names, other.names]),
+            np.concatenate([self.numbers, other.numbers]),
+            (*self.classnames, *longer[len(self.classnames) :]),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(Datum.__eq__, self, other))
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return f"ImageList of {len(self):,} images in {len(self.folders):,} folders"
+
+    def take(self, positions: Iterable[int] | np.ndarray) -> ImageList:
+        """Return the images at some positions (or where a boolean mask is true), in that order."""
+        chosen = np.asarray(positions)
+        chosen = chosen if chosen.dtype == np.bool_ else chosen.astype(np.int64)
+        columns = self.folder_ids[chosen], self.names[chosen], self.numbers[chosen]
+        return ImageList(self.folders, *columns, self.classnames)
+
+    def relabeled(self, labels: np.ndarray, classnames: Sequence[str]) -> ImageList:
+        """Return the same images with other labels, (n,) int64, and the class name of each label."""
+        numbers = np.column_stack([np.asarray(labels, dtype=np.int64), self.numbers[:, 1:]])
+        return ImageList(self.folders, self.folder_ids, self.names, numbers, classnames)
+
+
 class DatasetBase:
     """The images and classes of one data set.
 
@@ -76,8 +170,8 @@ class DatasetBase:
         *,
         classes: Sequence[ClassInfo],
     ):
-        self.train_x, self.train_u = list(train_x), list(train_u)
-        self.val, self.test = list(val), list(test)
+        self.train_x, self.train_u = ImageList.of(train_x), ImageList.of(train_u)
+        self.val, self.test = ImageList.of(val), ImageList.of(test)
         self.classes = tuple(classes)
 
     @property
@@ -108,153 +202,3 @@ class DatasetBase:
         """
         if not self.train_x:
             raise DataError(f"{type(self).__name__} has no training images. {self.no_training}".strip())
-
-
-class UnreadableImageError(DataError):
-    """An image file cannot be decoded."""
-
-    def __init__(self, message: str):
-        # DataLoader rebuilds a worker's exception with the worker's whole traceback as its message.
-        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
-
-
-def read_image(path: str) -> Image.Image:
-    """Decode an image file of any colour mode as RGB, 8 bits a channel.
-
-    Args:
-        path: path of the file.
-
-    Returns:
-        The image; transparency is dropped, 16-bit gray values are scaled.
-
-    Raises:
-        UnreadableImageError: the file is missing, damaged, truncated or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            return _to_rgb(image)
-    except _DECODE_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableImageError(
-            f"{path}: cannot be read as an image ({reason}). Replace or remove the file, "
-            "or set DATASET.UNREADABLE skip to go on without it."
-        ) from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # convert("RGB") would clip 16-bit values at 255
-        gray = np.asarray(image).clip(0, 65535) // 257
-        image = Image.fromarray(gray.astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
-class _ImageTable(Dataset):
-    """Columns of arrays in place of a list of objects.
-
-    Worker processes share their memory: counting references to a million objects would copy it into each of them.
-    """
-
-    def __init__(self, items: Sequence[Datum], unreadable: str):
-        if unreadable not in UNREADABLE_CHOICES:
-            raise ConfigError(f"DATASET.UNREADABLE: {unreadable!r} is not one of {', '.join(UNREADABLE_CHOICES)}")
-        self.skip = unreadable == "skip"
-        self.paths = np.array([os.fsencode(item.impath) for item in items], dtype=np.bytes_)
-        numbers = [(item.label, item.domain, item.index) for item in items]
-        self.numbers = np.array(numbers, dtype=np.int64).reshape(len(items), 3)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def path(self, position: int) -> str:
-        return os.fsdecode(self.paths[position])
-
-    def row(self, position: int, **images: torch.Tensor) -> dict:
-        label, domain, index = self.numbers[position].tolist()
-        return {"label": label, "domain": domain, "impath": self.path(position), "index": index, **images}
-
-
-class ViewDataset(_ImageTable):
-    """Training images: `dataset[position, view]` is view number `view` of the image at `position`.
-
-    Each image is decoded once for both models. A row has Dassl's keys: `img` (3, S, S) float32, `label`, `domain`,
-    `impath`, `index`, and `img_teacher` (3, S', S') where there is a teacher.
-
-    Args:
-        items: the images; each needs its index.
-        student: preprocessing of the student.
-        teacher: preprocessing of a teacher that looks at the same view, or None.
-        views: the views to draw.
-        unreadable: "error" stops at a damaged file, "skip" takes the next readable one in its place.
-
-    Raises:
-        DataError: there are no images, or one has no index.
-        ConfigError: `unreadable` is neither of the two.
-    """
-
-    def __init__(
-        self,
-        items: Sequence[Datum],
-        student: Preprocess,
-        teacher: Preprocess | None = None,
-        *,
-        views: ViewSpec,
-        unreadable: Literal["error", "skip"] = "error",
-    ):
-        super().__init__(items, unreadable)
-        if not items:
-            raise DataError("there are no images to train on")
-        if (self.numbers[:, 2] < 0).any():
-            raise DataError("training images need Datum.index >= 0: their views are keyed by it")
-        self.student, self.teacher, self.views = student, teacher, views
-        # Shared between the workers, so that each damaged file is reported once.
-        self.damaged = torch.zeros(len(items), dtype=torch.bool).share_memory_()
-
-    def __getitem__(self, key: tuple[int, int]) -> dict:
-        position, view = key
-        position, image = self._readable(position)
-        where = self.views.draw(int(self.numbers[position, 2]), view, *image.size)
-        images = {"img": apply_view(image, where, self.student)}
-        if self.teacher is not None:
-            images["img_teacher"] = apply_view(image, where, self.teacher)
-        return self.row(position, **images)
-
-    def _readable(self, start: int) -> tuple[int, Image.Image]:
-        for position in ((start + step) % len(self) for step in range(len(self))):
-            if self.damaged[position]:
-                continue
-            try:
-                return position, read_image(self.path(position))
-            except UnreadableImageError:
-                if not self.skip:
-                    raise
-                self.damaged[position] = True
-                log.warning("%s: cannot be read; another image takes its place", self.path(position))
-        raise UnreadableImageError(f"none of the {len(self)} images can be read, the first is {self.path(0)}")
-
-
-class EvalDataset(_ImageTable):
-    """Images for evaluation, each as the model's preprocessing wants it; rows have Dassl's keys.
-
-    Args:
-        items: the images.
-        pre: preprocessing of the model.
-        unreadable: "error" stops at a damaged file; "skip" gives a black image with label -1 in its place, for the
-            evaluator to count.
-
-    Raises:
-        ConfigError: `unreadable` is neither of the two.
-    """
-
-    def __init__(self, items: Sequence[Datum], pre: Preprocess, *, unreadable: Literal["error", "skip"] = "error"):
-        super().__init__(items, unreadable)
-        self.pre = pre
-
-    def __getitem__(self, position: int) -> dict:
-        try:
-            return self.row(position, img=eval_transform(read_image(self.path(position)), self.pre))
-        except UnreadableImageError:
-            if not self.skip:
-                raise
-            return self.row(position, img=torch.zeros(3, self.pre.size, self.pre.size)) | {"label": -1}

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from accelerate import Accelerator
 
-from dho_plugin.engine.data import DatasetBase, ViewDataset
+from dho_plugin.engine.data import DatasetBase
+from dho_plugin.engine.image_sets import ViewDataset
 from dho_plugin.engine.loaders import StepBatches, train_loader
 from dho_plugin.engine.views import Preprocess, ViewSpec
 

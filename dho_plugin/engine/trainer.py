@@ -290,6 +290,6 @@ class TrainerXU(TrainerX):
         """Return the labeled stream and, where it is used, the unlabeled one (DHO, Algorithm 1, line 7)."""
         streams = super().train_streams(start_step)
         if self.uses_unlabeled():
-            union = [*self.dataset.train_x, *self.dataset.train_u]
+            union = self.dataset.train_x + self.dataset.train_u
             streams.append(self.train_stream("train_u", union, self.unlabeled_batch_size(), start_step))
         return streams

@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dho_plugin.engine.data import ClassInfo, DatasetBase, Datum, EvalDataset, ViewDataset, read_image
+from dho_plugin.engine.data import ClassInfo, DatasetBase, Datum
+from dho_plugin.engine.decode import read_image
+from dho_plugin.engine.image_sets import EvalDataset, ViewDataset
 from dho_plugin.engine.views import Preprocess, ViewSpec, apply_view, draw_view, eval_transform
 from dho_plugin.errors import ConfigError, DataError
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dho_plugin.engine.data import Datum, EvalDataset, ViewDataset
+from dho_plugin.engine.data import Datum
+from dho_plugin.engine.image_sets import EvalDataset, ViewDataset
 from dho_plugin.engine.loaders import StepBatches, eval_loader, train_loader
 from dho_plugin.engine.views import Preprocess, ViewSpec
 from dho_plugin.errors import DataError
