@@ -144,7 +144,7 @@ def check_cfg(cfg: CfgNode) -> None:
     Raises:
         ConfigError: names the key, the value and what is allowed.
     """
-    dho, loader = cfg.TRAINER.DHO, cfg.DATALOADER
+    dho, loader, data = cfg.TRAINER.DHO, cfg.DATALOADER, cfg.DATASET
     rules = [
         ("TRAINER.DHO.LAMBDA", dho.LAMBDA, 0 <= dho.LAMBDA <= 1, "a number in [0, 1]"),
         ("TRAINER.DHO.ALPHA", dho.ALPHA, 0 <= dho.ALPHA <= 1, "a number in [0, 1]"),
@@ -158,8 +158,14 @@ def check_cfg(cfg: CfgNode) -> None:
           for part in ("TRAIN_X", "TRAIN_U", "TEST")),
         ("SEED", cfg.SEED, cfg.SEED < 2**32, "below 2^32"),
         ("MODEL.INIT_WEIGHTS", cfg.MODEL.INIT_WEIGHTS, not cfg.MODEL.INIT_WEIGHTS, "only empty (it is not supported)"),
-        ("DATASET.SUBSAMPLE_CLASSES", cfg.DATASET.SUBSAMPLE_CLASSES, cfg.DATASET.SUBSAMPLE_CLASSES == "all", "all"),
-        ("DATASET.UNREADABLE", cfg.DATASET.UNREADABLE, cfg.DATASET.UNREADABLE in ("error", "skip"), "error or skip"),
+        ("DATASET.SUBSAMPLE_CLASSES", data.SUBSAMPLE_CLASSES, data.SUBSAMPLE_CLASSES in ("all", "base", "new"),
+         "all, base or new"),
+        ("DATASET.UNREADABLE", data.UNREADABLE, data.UNREADABLE in ("error", "skip"), "error or skip"),
+        ("DATASET.LABELED_PERCENT", data.LABELED_PERCENT, 0 <= data.LABELED_PERCENT <= 100, "a number in [0, 100]"),
+        ("DATASET.NUM_SHOTS", data.NUM_SHOTS, data.NUM_SHOTS < 1 or not data.LABELED_PERCENT,
+         "only -1 beside DATASET.LABELED_PERCENT: the one or the other says what is labeled"),
+        ("DATASET.SHOTS_FROM", data.SHOTS_FROM, data.SHOTS_FROM in ("auto", "draw"), "auto or draw"),
+        ("INPUT.JPEG_GAP", cfg.INPUT.JPEG_GAP, cfg.INPUT.JPEG_GAP == 0 or cfg.INPUT.JPEG_GAP >= 1, "0, or 1 and above"),
         ("TRAIN.COUNT_ITER", cfg.TRAIN.COUNT_ITER, cfg.TRAIN.COUNT_ITER in ("train_x", "train_u", "smaller_one"),
          "train_x, train_u or smaller_one"),
         ("TEST.FINAL_MODEL", cfg.TEST.FINAL_MODEL, cfg.TEST.FINAL_MODEL in ("last_step", "best_val"),

@@ -31,6 +31,7 @@ DEFAULTS = {
         "RGS_P": 0.2,
         "GB_P": 0.5,
         "GB_K": 21,
+        "JPEG_GAP": 2.0,  # ours: a JPEG is decoded smaller where its crop stays this many times the input; 0: never
         "VIEW_SEED": 0,  # ours: a view is a function of (this seed, image index, view number), the same for all runs
     },
     "DATASET": {
@@ -47,7 +48,11 @@ DEFAULTS = {
         "ALL_AS_UNLABELED": False,
         "SUBSAMPLE_CLASSES": "all",  # CoOp's
         "PREFIX": "",  # ours: folder below ROOT that holds the data set's own folders ("mini")
-        "NUM_VAL_SHOTS": 0,  # ours: training images a class kept aside as validation split
+        "NUM_VAL_SHOTS": 0,  # ours: validation images a class, from the training images where there is no val
+        "LABELED_PERCENT": 0.0,  # ours: percent of the training images that are labeled, in place of NUM_SHOTS
+        "SHOTS_FROM": "auto",  # ours: auto (split_fewshot/ beside the data, CoOp's or ours, else drawn) | draw
+        "CSV": "",  # ours, of ImageFolder: a file path,label,split below the data set's folder in place of folders
+        "TEST_SETS": (),  # ours, of ImageFolder: further test sets, by folder or by name in the CSV's column split
         "UNREADABLE": "error",  # ours: error | skip
         "TEMPLATES": (),  # ours: prompt templates with one {}; empty: the data set's published ones
     },
