@@ -1,12 +1,10 @@
 """Reading folders of images, one folder a class, and files of class names."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
-from dho_plugin.engine.data import ClassInfo, Datum
+from dho_plugin.engine.data import ClassInfo
 from dho_plugin.errors import DataError
 
 HOW_TO = "Set DATA=/where/the/data/lies (--root) and lay it out as CoOp's DATASETS.md says."
@@ -29,39 +27,6 @@ def class_folders(folder: Path, contents: str) -> list[str]:
     if not names:
         raise DataError(f"{folder}: holds no class folders; {contents} must lie there. {HOW_TO}")
     return names
-
-
-def read_images(folder: Path, names: Sequence[str], classes: Sequence[ClassInfo]) -> list[Datum]:
-    """List all images of some class folders; each image's index is its place in this list.
-
-    Args:
-        folder: where the class folders lie.
-        names: names of the class folders, in label order.
-        classes: their classes, in the same order.
-
-    Returns:
-        The images in label order, sorted by file name within a class.
-
-    Raises:
-        DataError: a class folder holds no image.
-    """
-    items: list[Datum] = []
-    for label, (name, info) in enumerate(zip(names, classes, strict=True)):
-        for image in _image_names(folder / name):
-            path = os.path.join(folder, name, image)
-            items.append(Datum(path, label, classname=info.name, index=len(items)))
-    return items
-
-
-def _image_names(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        names = [e.name for e in entries if e.name.lower().endswith(IMG_EXTENSIONS) and not e.name.startswith(".")]
-    if not names:
-        raise DataError(
-            f"{folder}: class folder without an image ({', '.join(IMG_EXTENSIONS)}); put the class's images there, "
-            "or remove the folder from every split"
-        )
-    return sorted(names)
 
 
 def read_classnames(*candidates: Path) -> dict[str, str]:

@@ -17,7 +17,8 @@ import os
 from pathlib import Path
 from typing import ClassVar
 
-from dho_plugin.data.folders import class_folders, named_classes, read_classnames, read_images
+from dho_plugin.data.folders import class_folders, named_classes, read_classnames
+from dho_plugin.data.listing import list_images
 from dho_plugin.data.splits import few_shot_split
 from dho_plugin.engine.data import DatasetBase
 from dho_plugin.engine.registry import DATASET_REGISTRY
@@ -50,13 +51,13 @@ class ImageNet(DatasetBase):
         self.no_training = f"Looked for {train_dir}; a folder a class (wnid) with its training images must lie there."
         keys = class_folders(val_dir, "a folder a class (wnid) with its validation images")
         classes = named_classes(keys, read_classnames(home / "classnames.txt"), val_dir)
-        test = read_images(val_dir, keys, classes)
+        test = list_images(val_dir, keys, classes)
         if not train_dir.is_dir():
             super().__init__(test=test, classes=classes)
             return
         _require_same(train_dir, class_folders(train_dir, "a folder a class (wnid)"), val_dir, keys)
         split = few_shot_split(
-            read_images(train_dir, keys, classes), cfg.DATASET.NUM_SHOTS, cfg.SEED, cfg.DATASET.NUM_VAL_SHOTS
+            list_images(train_dir, keys, classes), cfg.DATASET.NUM_SHOTS, cfg.SEED, cfg.DATASET.NUM_VAL_SHOTS
         )
         super().__init__(split.train_x, split.train_u, split.val, test, classes=classes)
 
@@ -91,7 +92,7 @@ class _ShiftedSet(DatasetBase):
         names = read_classnames(folder.parent / "classnames.txt", root / "imagenet" / "classnames.txt")
         folders, keys = self._label_order(folder, found, names)
         classes = named_classes(keys, names, folder)
-        super().__init__(test=read_images(folder, folders, classes), classes=classes)
+        super().__init__(test=list_images(folder, folders, classes), classes=classes)
 
     def _label_order(self, folder: Path, found: list[str], names: dict[str, str]) -> tuple[list[str], list[str]]:
         """Return the class folders and the wnids, both in label order."""

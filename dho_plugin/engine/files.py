@@ -9,6 +9,12 @@ from typing import Any, BinaryIO
 from dho_plugin.errors import CheckpointError
 
 
+def cache_folder() -> Path:
+    """Return the folder of what can be computed anew: `DHO_CACHE`, else `dho-plugin` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("DHO_CACHE") or Path(base) / "dho-plugin")
+
+
 def atomic_write(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
     """Write a file beside its target and move it into place; on any failure the old file stays as it was.
 
