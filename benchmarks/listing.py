@@ -1,7 +1,7 @@
 """Time and memory of a start over a tree of ImageNet's size: `python benchmarks/listing.py --root EMPTY_FOLDER`.
 
-Writes a training tree of empty files (1,281,167 in 1000 folders unless told otherwise), then starts Python three times: the
-first reads the tree, the others the stored listing. Each start makes the data set of a 16-shot run.
+Writes a training tree of empty files (1,281,167 in 1000 folders unless told otherwise), then starts Python three
+times: the first reads the tree, the others the stored listing. Each start makes the data set of a 16-shot run.
 """
 
 import argparse

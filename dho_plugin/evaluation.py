@@ -12,7 +12,7 @@ from dho_plugin.core.inference import interpolate, search_alpha_beta
 from dho_plugin.data.subsets import columns
 from dho_plugin.engine.config import as_plain, dataset_label
 from dho_plugin.engine.data import ClassInfo, DatasetBase, Datum
-from dho_plugin.engine.evaluator import TestLogits, confusion_matrix, per_class_lines, result_lines, score
+from dho_plugin.engine.evaluator import TestLogits, compact, confusion_matrix, per_class_lines, result_lines, score
 from dho_plugin.engine.files import atomic_write, write_json
 from dho_plugin.engine.image_sets import EvalDataset
 from dho_plugin.engine.loaders import eval_loader
@@ -39,24 +39,25 @@ class HeadEvaluation:
 
     @torch.no_grad()
     def head_logits(self, items: Sequence[Datum], classes: Sequence[ClassInfo], title: str) -> TestLogits:
-        """Run the model over images once and keep both heads' logits, cut to the columns of `classes`.
+        """Run the model over images once and keep both heads' logits, cut to the columns of `classes`, as float16.
 
         Raises:
             DataError: the model was not trained on one of the classes.
         """
         self.net.eval()
-        keep = columns([c.key for c in self.classes], [c.key for c in classes])
+        keep = columns([c.key for c in self.classes], [c.key for c in classes]).to(self.device)
         dataset = EvalDataset(items, self.student_preprocess, unreadable=self.cfg.DATASET.UNREADABLE)
         loader = self.cfg.DATALOADER
         batches = eval_loader(dataset, loader.TEST.BATCH_SIZE, workers=loader.NUM_WORKERS, device=self.device)
-        ce, kd, labels = [], [], []
+        ce, labels = torch.empty(len(items), len(classes), dtype=torch.float16), torch.empty(len(items)).long()
+        kd, done = None if self.kd_head is None else torch.empty_like(ce), 0
         for batch in tqdm(batches, desc=title, unit="batch", disable=None):
+            rows = slice(done, done := done + len(batch["label"]))
             logits_ce, logits_kd, _ = self.net(self.to_device(batch)["img"])
-            ce.append(logits_ce.float().cpu()[:, keep])
-            kd.append(None if logits_kd is None else logits_kd.float().cpu()[:, keep])
-            labels.append(batch["label"].cpu())
-        both = None if self.kd_head is None else torch.cat(kd)
-        return TestLogits(torch.cat(ce), both, torch.cat(labels), tuple(c.name for c in classes))
+            ce[rows], labels[rows] = compact(logits_ce[:, keep]), batch["label"]
+            if kd is not None:
+                kd[rows] = compact(logits_kd[:, keep])
+        return TestLogits(ce, kd, labels, tuple(c.name for c in classes))
 
     def evaluate(self, dataset: DatasetBase) -> dict[str, float]:
         """Score the model on a data set's test images; their logits are kept under `logits/` in the run's folder."""

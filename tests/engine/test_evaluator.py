@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from dho_plugin.core.inference import interpolate
 from dho_plugin.engine import evaluator
-from dho_plugin.engine.evaluator import TestLogits
+from dho_plugin.engine.evaluator import TestLogits, compact
 from dho_plugin.errors import CacheError, DataError
 
 
@@ -98,3 +99,26 @@ def test_per_class_report_and_confusion_matrix(stored):
     both = ((labels == 2) & (predicted == 5)).sum() / (labels == 2).sum()
     assert matrix[2, 5].item() == pytest.approx(both.item())
     assert matrix.sum(1).tolist() == pytest.approx([1.0] * 7)
+
+
+def test_compact_logits_keep_every_argmax_and_nearly_every_probability():
+    """At the scale of CLIP's logits, plain float16 would tie values that lie 0.01 apart."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 25 + 3 * torch.randn(400, 50, generator=generator)
+    logits[:, 1] = logits[:, 0] + torch.rand(400, generator=generator) / 100
+    small = compact(logits)
+    assert small.dtype == torch.float16
+    assert torch.equal(small.argmax(1), logits.argmax(1))
+    assert not torch.equal(logits.half().argmax(1), logits.argmax(1))
+    for beta in (0.5, 1.0, 2.0):
+        exact, stored = ((values.double() / beta).softmax(1) for values in (logits, small))
+        assert (stored - exact).abs().max() < 1e-3
+        assert ((stored - exact).abs() <= 0.01 * exact + 1e-7).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_compact_takes_any_width_and_the_widest_range(dtype):
+    small = compact(torch.tensor([[1.0, -2.0, 3.0], [-1e5, 0.0, 2.0]]).to(dtype))
+    assert small[0].tolist() == [-2.0, -5.0, 0.0]
+    assert small[1].tolist() == [-torch.inf, -2.0, 0.0]
+    assert torch.isfinite(interpolate(small, small, 0.5, 0.5)).all()
