@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -127,15 +127,18 @@ class HeadEvaluation:
         )
 
     def test_shifted(self) -> None:
-        """Score the model on the data sets of TEST.SHIFTED; one that is not on disk is named and left out."""
-        for name in self.cfg.TEST.SHIFTED:
-            try:
-                dataset = DATASET_REGISTRY.get(name)(self.cfg)
-            except DataError as error:
-                print(f"{name} is left out: {error}")
-                continue
+        """Score the model on the data sets of TEST.SHIFTED and the data set's own further test sets."""
+        for dataset in [*self.shifted_sets(), *self.dataset.extra_tests]:
             self.metrics[dataset.test_name] = self.evaluate(dataset)
             print(result_lines(self.metrics[dataset.test_name], dataset.test_name))
+
+    def shifted_sets(self) -> Iterator[DatasetBase]:
+        """Yield the data sets of TEST.SHIFTED; one that is not on disk is named and left out."""
+        for name in self.cfg.TEST.SHIFTED:
+            try:
+                yield DATASET_REGISTRY.get(name)(self.cfg)
+            except DataError as error:
+                print(f"{name} is left out: {error}")
 
     def evaluate_only(self, directory: str, epoch: int | None = None) -> None:
         """Load a run's model (nothing for zero-shot), test it on this config's data sets, write results.json.
@@ -163,6 +166,7 @@ class HeadEvaluation:
             "method": self.display_name(),
             "dataset": dataset_label(self.cfg),
             "shots": self.cfg.DATASET.NUM_SHOTS if self.get_model_names() else None,
+            "labeled_percent": self.cfg.DATASET.LABELED_PERCENT or None,
             "seed": self.cfg.SEED if self.get_model_names() else None,
             "unlabeled": self.uses_unlabeled(),
             "teacher": self.teacher_label,

@@ -1,26 +1,27 @@
 #!/usr/bin/env bash
 # Score finished runs on V2, Sketch, R and A: bash scripts/eval_ood.sh TRAINER DATASET SHOTS [KEY VALUE ...]
 #   bash scripts/eval_ood.sh CoOp_DHO imagenet 16
-# Every run below OUTPUT/DATASET/TRAINER with SHOTS shots is evaluated with its own options into
+# Every run below OUTPUT/DATASET/TRAINER with SHOTS shots (or, as 1%, percent) is evaluated with its own options into
 # OUTPUT/evaluation/TRAINER/<config>_<SHOTS>shots<variant>/<set>/seed<S>. A set that is there already is skipped, unless the run is
 # newer or KEY VALUE words are given; SETS="imagenetv2 imagenet_a" takes these only.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 USAGE="usage: bash scripts/eval_ood.sh TRAINER DATASET SHOTS [KEY VALUE ...]"
 [ $# -ge 3 ] || die "$USAGE"
-trainer=$1 dataset=$2 shots=$3
+trainer=$1
+set_data "$2"
+set_labeled "$3"
 shift 3
-check_data "$dataset" "$shots"
 prefix=""
-[ "$dataset" != mini ] || prefix=mini_
-[ -f "configs/datasets/${prefix}imagenetv2.yaml" ] && [[ $dataset = mini || $dataset = imagenet ]] ||
-  die "'$dataset' has no shifted sets; the data sets that have are: imagenet mini"
+[ "$DATASET" != mini ] || prefix=mini_
+[[ $DATASET = mini || $DATASET = imagenet ]] ||
+  die "'$DATASET' has no shifted sets; the data sets that have are: imagenet mini"
 read_options "" "$@"
 
 shopt -s nullglob
-runs=("$OUTPUT/$dataset/$trainer/"*"_${shots}shots"*/seed*/results.json)
-[ ${#runs[@]} -gt 0 ] || die "no finished run is at $OUTPUT/$dataset/$trainer/*_${shots}shots*/seed*; train it first"
-set_up "$dataset"
+runs=("$OUTPUT/$DATASET/$trainer/"*"_$LABELED"{,_*}/seed*/results.json)
+[ ${#runs[@]} -gt 0 ] || die "no finished run is at $OUTPUT/$DATASET/$trainer/*_$LABELED*/seed*; train it first"
+set_up
 groups=()
 for results in "${runs[@]}"; do
   run=$(cd "$(dirname "$results")" && pwd)

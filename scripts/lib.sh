@@ -4,6 +4,7 @@
 # number of cores, at most 4), PYTHON (interpreter to start from, default python3), STUDENT_CKPT and TEACHER_CKPT (local weight
 # files in place of the hub's).
 set -euo pipefail
+CALLED_FROM=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 DATA=${DATA:-data}
 OUTPUT=${OUTPUT:-output}
@@ -81,13 +82,43 @@ read_options() {
   done
 }
 
-# check_data DATASET SHOTS
-check_data() {
-  [ -f "configs/datasets/$1.yaml" ] || die "unknown data set '$1'; there are: $(cd configs/datasets && echo *.yaml)"
-  [[ $2 =~ ^[1-9][0-9]*$ ]] || die "SHOTS is '$2'; it is a number of images a class. $USAGE"
+# set_data DATASET: a file of configs/datasets, a folder of one's own (train/<class>/..., see docs/OWN_DATA.md) or a CSV of one's own.
+# Sets DATASET (its name in paths), DATASET_FILE and DATASET_PAIRS; for own data also DATA.
+set_data() {
+  local home
+  DATASET=$1 DATASET_FILE=configs/datasets/$1.yaml DATASET_PAIRS=()
+  if [ -f "$DATASET_FILE" ] && [ "$1" != folder ]; then return; fi
+  home=$1
+  [[ $home = /* ]] || home=$CALLED_FROM/$home
+  [ -d "$home" ] || [[ $home = *.csv && -f $home ]] ||
+    die "unknown data set '$1'; there are: $(data_sets), and any folder or .csv file of yours"
+  [ -d "$home" ] || DATASET_PAIRS=(DATASET.CSV "$(basename "$home")")
+  [ -d "$home" ] || home=$(dirname "$home")
+  home=$(cd "$home" && pwd)
+  DATASET_FILE=configs/datasets/folder.yaml DATA=$(dirname "$home") DATASET=$(basename "$home")
+  DATASET_PAIRS+=(DATASET.PREFIX "$DATASET")
+  [[ $1 != *.csv ]] || DATASET=${DATASET}_$(basename "$1" .csv)
+  DATASET=${DATASET//[^[:alnum:]._-]/_}
+  [ ! -f "configs/datasets/$DATASET.yaml" ] || DATASET=own_$DATASET # output/imagenet stays ImageNet's
 }
 
-# config_of METHOD DATASET: the config file's name of a method; VPT-3 is VPT with prompts in three layers.
+# The names that DATASET may have.
+data_sets() {
+  (cd configs/datasets && printf '%s\n' *.yaml | sed 's/\.yaml$//' | grep -vx 'folder\|mini_.*' | paste -sd ' ')
+}
+
+# set_labeled SHOTS|PERCENT%: how many training images are labeled. Sets LABELED (as in the runs' folders) and LABELED_PAIRS.
+set_labeled() {
+  if [[ $1 =~ ^[1-9][0-9]*$ ]]; then
+    LABELED=${1}shots LABELED_PAIRS=(DATASET.NUM_SHOTS "$1")
+  elif [[ $1 =~ ^[0-9]+(\.[0-9]+)?%$ ]]; then
+    LABELED=${1%\%}percent LABELED_PAIRS=(DATASET.NUM_SHOTS -1 DATASET.LABELED_PERCENT "${1%\%}")
+  else
+    die "SHOTS is '$1'; it is a number of images a class, or a percentage as 1%. $USAGE"
+  fi
+}
+
+# config_of METHOD: the config file's name of a method; VPT-3 is VPT with prompts in three layers.
 config_of() {
   local trainer=${1%%-*} depth= config
   [[ $1 != VPT-* ]] || depth=_depth${1#VPT-}
@@ -97,7 +128,7 @@ config_of() {
     PromptSRC) config=vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets ;;
     *) die "unknown method '$1'; there are: LinearProbe VPT-<depth> CoOp PromptSRC" ;;
   esac
-  [ "$2" != mini ] || config=mini_ep10
+  [ "$DATASET" != mini ] || config=mini_ep10
   [ -f "configs/trainers/${trainer}_DHO/$config$depth.yaml" ] ||
     die "there is no $config$depth.yaml for '$1'; there are: $(cd "configs/trainers/${trainer}_DHO" && echo "$config"*.yaml)"
   echo "$config$depth"
@@ -105,34 +136,34 @@ config_of() {
 
 # --- Runs ---
 
-# set_up DATASET: Python and, where they are asked for and not there yet, the embedded benchmark's images.
+# Python and, where they are asked for and not there yet, the embedded benchmark's images.
 set_up() {
   setup_python ""
-  [ "$1" = mini ] || return 0
+  [ "$DATASET" = mini ] || return 0
   "$PYTHON" -m dho_plugin.data.mini --root "$DATA/mini"
   side_by_side
 }
 
 # method_script METHOD DATASET SHOTS [--compare] [KEY VALUE ...]: all that the script of one method does; VPT also has [--depth N].
 method_script() {
-  local method=$1 options="--compare" depth="" kinds=unlabeled dataset shots config
+  local method=$1 options="--compare" depth="" kinds=unlabeled config
   shift
   if [ "$method" = VPT ]; then options="--compare --depth" depth="[--depth N] "; fi
   USAGE="usage: bash scripts/$(basename "$0") DATASET SHOTS ${depth}[--compare] [KEY VALUE ...]"
   [ $# -ge 2 ] || die "$USAGE"
-  dataset=$1 shots=$2
+  set_data "$1"
+  set_labeled "$2"
   shift 2
-  check_data "$dataset" "$shots"
   read_options "$options" "$@"
   [ "$method" != VPT ] || method=VPT-${DEPTH:-3}
-  config=$(config_of "$method" "$dataset")
+  config=$(config_of "$method")
   [ $COMPARE = no ] || kinds="unlabeled base labeled placebo"
-  set_up "$dataset"
+  set_up
   count_runs 1 "$kinds"
-  zero_shots "$dataset"
-  train_kinds "$dataset" "$shots" "${method%%-*}" "$config" "$kinds" "${PAIRS[@]}"
+  zero_shots
+  train_kinds "${method%%-*}" "$config" "$kinds" "${PAIRS[@]}"
   finish_jobs
-  show_table "$OUTPUT/$dataset"
+  show_table "$OUTPUT/$DATASET"
 }
 
 # count_runs METHODS "KIND ...": how many runs the script has, the two zero-shot rows among them.
@@ -143,54 +174,48 @@ count_runs() {
   TOTAL=$((2 + $1 * ${#kinds[@]} * ${#seeds[@]}))
 }
 
-# run_dir DATASET TRAINER CONFIG VARIANT SHOTS SEED
-run_dir() {
-  echo "$OUTPUT/$1/$2/$3_$5shots$4/seed$6"
-}
-
-# train_kinds DATASET SHOTS METHOD CONFIG "KIND ..." [KEY VALUE ...]: the runs of each kind, which is base (without DHO), labeled
-# (DHO on labeled images only), unlabeled (DHO) or placebo (DHO with a teacher that knows nothing new).
+# train_kinds METHOD CONFIG "KIND ..." [KEY VALUE ...]: the runs of each kind, which is base (without DHO), labeled (DHO on labeled
+# images only), unlabeled (DHO) or placebo (DHO with a teacher that knows nothing new).
 train_kinds() {
-  local dataset=$1 shots=$2 method=$3 config=$4 kinds=$5 kind
-  shift 5
+  local method=$1 config=$2 kinds=$3 kind
+  shift 3
   for kind in $kinds; do
     case $kind in
-      base) train_seeds "$dataset" "$shots" "$method" "$config" "" "$@" ;;
-      labeled) train_seeds "$dataset" "$shots" "${method}_DHO" "$config" _labeled TRAINER.DHO.UNLABELED False "$@" ;;
-      unlabeled) train_seeds "$dataset" "$shots" "${method}_DHO" "$config" "" "$@" ;;
-      placebo) train_seeds "$dataset" "$shots" "${method}_DHO" "$config" _placebo TRAINER.DHO.TEACHER.TYPE placebo "$@" ;;
+      base) train_seeds "$method" "$config" "" "$@" ;;
+      labeled) train_seeds "${method}_DHO" "$config" _labeled TRAINER.DHO.UNLABELED False "$@" ;;
+      unlabeled) train_seeds "${method}_DHO" "$config" "" "$@" ;;
+      placebo) train_seeds "${method}_DHO" "$config" _placebo TRAINER.DHO.TEACHER.TYPE placebo "$@" ;;
     esac
   done
 }
 
-# train_seeds DATASET SHOTS TRAINER CONFIG VARIANT [KEY VALUE ...]: one run a seed; finished ones are skipped.
+# train_seeds TRAINER CONFIG VARIANT [KEY VALUE ...]: one run a seed; finished ones are skipped.
 train_seeds() {
-  local dataset=$1 shots=$2 trainer=$3 config=$4 variant=$5 seed dir
-  shift 5
+  local trainer=$1 config=$2 variant=$3 seed dir
+  shift 3
   for seed in $SEEDS; do
-    dir=$(run_dir "$dataset" "$trainer" "$config" "$variant" "$shots" "$seed")
+    dir=$OUTPUT/$DATASET/$trainer/${config}_$LABELED$variant/seed$seed
     background "$dir" "$PYTHON" -m dho_plugin.train --root "$DATA" --seed "$seed" --trainer "$trainer" \
-      --dataset-config-file "configs/datasets/$dataset.yaml" \
-      --config-file "configs/trainers/$trainer/$config.yaml" --output-dir "$dir" \
-      DATASET.NUM_SHOTS "$shots" ${STUDENT_CKPT:+MODEL.BACKBONE.CKPT "$STUDENT_CKPT"} \
+      --dataset-config-file "$DATASET_FILE" --config-file "configs/trainers/$trainer/$config.yaml" --output-dir "$dir" \
+      "${DATASET_PAIRS[@]}" "${LABELED_PAIRS[@]}" ${STUDENT_CKPT:+MODEL.BACKBONE.CKPT "$STUDENT_CKPT"} \
       ${TEACHER_CKPT:+TRAINER.DHO.TEACHER.CKPT "$TEACHER_CKPT"} "$@"
   done
 }
 
-# zero_shot DATASET TRAINER CONFIG WEIGHTS: evaluate a CLIP as it is, from a local file if WEIGHTS is not empty.
+# zero_shot TRAINER CONFIG WEIGHTS: evaluate a CLIP as it is, from a local file if WEIGHTS is not empty.
 zero_shot() {
-  local dir=$OUTPUT/$1/$2/$3
-  background "$dir" "$PYTHON" -m dho_plugin.train --root "$DATA" --seed 1 --trainer "$2" --eval-only \
-    --dataset-config-file "configs/datasets/$1.yaml" --config-file "configs/trainers/$2/$3.yaml" --output-dir "$dir" \
-    ${4:+MODEL.BACKBONE.CKPT "$4"}
+  local dir=$OUTPUT/$DATASET/$1/$2
+  background "$dir" "$PYTHON" -m dho_plugin.train --root "$DATA" --seed 1 --trainer "$1" --eval-only \
+    --dataset-config-file "$DATASET_FILE" --config-file "configs/trainers/$1/$2.yaml" --output-dir "$dir" \
+    "${DATASET_PAIRS[@]}" ${3:+MODEL.BACKBONE.CKPT "$3"}
 }
 
-# zero_shots DATASET: the reference rows of the student and of the teacher.
+# The reference rows of the student and of the teacher.
 zero_shots() {
   local student=vit_b16 teacher=vit_l14_336
-  if [ "$1" = mini ]; then student=mini teacher=mini; fi
-  zero_shot "$1" ZeroshotCLIP "$student" "${STUDENT_CKPT:-}"
-  zero_shot "$1" ZeroshotCLIP2 "$teacher" "${TEACHER_CKPT:-}"
+  if [ "$DATASET" = mini ]; then student=mini teacher=mini; fi
+  zero_shot ZeroshotCLIP "$student" "${STUDENT_CKPT:-}"
+  zero_shot ZeroshotCLIP2 "$teacher" "${TEACHER_CKPT:-}"
 }
 
 # show_table WORD...: dho_plugin.tables, then the runs that another process was at.

@@ -61,11 +61,13 @@ def as_plain(cfg: CfgNode) -> dict[str, Any]:
 def differing_keys(mine: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Return the keys, `A.B: mine != other`, in which two plain configs describe different computations.
 
-    A key that one of them lacks, because it was stored before that key was there, has its default.
+    A key that one of them lacks, because it was stored before that key was there, has its default. A published data set
+    is the same wherever it lies; of one's own data the place says which data it is.
     """
     defaults = dict(flatten(CfgNode(as_plain(get_cfg_default()))))
     a, b = (defaults | dict(flatten(CfgNode(plain))) for plain in (mine, other))
-    keys = sorted((a.keys() | b.keys()) - EXECUTION_KEYS)
+    own = "ImageFolder" in (a["DATASET.NAME"], b["DATASET.NAME"])
+    keys = sorted((a.keys() | b.keys()) - (EXECUTION_KEYS - {"DATASET.ROOT"} if own else EXECUTION_KEYS))
     return [f"{k}: {b.get(k)!r} there, {a.get(k)!r} here" for k in keys if a.get(k) != b.get(k)]
 
 
@@ -125,6 +127,8 @@ def merge_pairs(cfg: CfgNode, pairs: Sequence[str]) -> None:
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
         if isinstance(known.get(key), float) and re.fullmatch(r"[+-]?\d+", value):
             value = f"{value}.0"
+        if isinstance(known.get(key), str) and not re.fullmatch(r"""(['"]).*\1""", value):
+            value = repr(value)  # else a folder named 2024 would be a number
         try:
             cfg.merge_from_list([key, value])
         except (ValueError, AssertionError, SyntaxError) as error:
@@ -165,6 +169,10 @@ def check_cfg(cfg: CfgNode) -> None:
         ("DATASET.NUM_SHOTS", data.NUM_SHOTS, data.NUM_SHOTS < 1 or not data.LABELED_PERCENT,
          "only -1 beside DATASET.LABELED_PERCENT: the one or the other says what is labeled"),
         ("DATASET.SHOTS_FROM", data.SHOTS_FROM, data.SHOTS_FROM in ("auto", "draw"), "auto or draw"),
+        ("DATASET.TEMPLATES", data.TEMPLATES, all(re.fullmatch(r"[^{}]*{}[^{}]*", t) for t in data.TEMPLATES),
+         "texts with one {} each, where the class name goes"),
+        *((f"DATASET.{key}", data[key], not data[key] or data.NAME == "ImageFolder", "only empty, but for ImageFolder")
+          for key in ("CSV", "TEST_SETS")),
         ("INPUT.JPEG_GAP", cfg.INPUT.JPEG_GAP, cfg.INPUT.JPEG_GAP == 0 or cfg.INPUT.JPEG_GAP >= 1, "0, or 1 and above"),
         ("TRAIN.COUNT_ITER", cfg.TRAIN.COUNT_ITER, cfg.TRAIN.COUNT_ITER in ("train_x", "train_u", "smaller_one"),
          "train_x, train_u or smaller_one"),

@@ -156,10 +156,12 @@ class DatasetBase:
     Attributes:
         test_name: what results call the test images.
         no_training: why there are no training images, and what to do about it.
+        extra_tests: further test sets, each with a name and classes of its own.
     """
 
     test_name = "test"
     no_training = ""
+    extra_tests: Sequence[DatasetBase] = ()
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """The config: Dassl's keys and precedence, and messages for every slip."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,12 @@ def test_a_missing_file_lists_its_neighbours(cfg, tmp_path):
         ("DATASET.UNREADABLE", "retry"),
         ("TRAIN.COUNT_ITER", "train"),
         ("TEST.FINAL_MODEL", "best_test"),
-        ("DATASET.SUBSAMPLE_CLASSES", "base"),
+        ("DATASET.SUBSAMPLE_CLASSES", "some"),
+        ("DATASET.LABELED_PERCENT", "101.0"),
+        ("DATASET.SHOTS_FROM", "elsewhere"),
+        ("DATASET.CSV", "labels.csv"),
+        ("DATASET.TEST_SETS", "('night',)"),
+        ("INPUT.JPEG_GAP", "0.5"),
         ("DATALOADER.TEST.BATCH_SIZE", "0"),
         ("SEED", "4294967296"),
         ("MODEL.INIT_WEIGHTS", "some.pth"),
@@ -106,8 +112,29 @@ def test_a_missing_file_lists_its_neighbours(cfg, tmp_path):
 )
 def test_a_value_that_is_not_allowed_is_named_with_what_is(cfg, key, value):
     config.merge_pairs(cfg, [key, value])
-    with pytest.raises(ConfigError, match=f"{key} is .*{value}.*; allowed: "):
+    with pytest.raises(ConfigError, match=f"{key} is .*{re.escape(value)}.*; allowed: "):
         config.check_cfg(cfg)
+
+
+@pytest.mark.parametrize("template", ["a photo.", "a {} of a {}.", "a {name}.", "a {0}.", "{{}}"])
+def test_a_template_names_the_class_once(cfg, template):
+    cfg.DATASET.TEMPLATES = ("a photo of a {}.", template)
+    with pytest.raises(ConfigError, match=r"DATASET\.TEMPLATES is .* one {} each"):
+        config.check_cfg(cfg)
+    cfg.DATASET.TEMPLATES = ("a photo of a {}.", "{} 100%")
+    config.check_cfg(cfg)
+
+
+def test_shots_and_percent_exclude_each_other(cfg):
+    config.merge_pairs(cfg, ["DATASET.LABELED_PERCENT", "1", "DATASET.NUM_SHOTS", "16"])
+    with pytest.raises(ConfigError, match="NUM_SHOTS is 16; allowed: only -1 beside DATASET"):
+        config.check_cfg(cfg)
+
+
+@pytest.mark.parametrize("value", ["2024", "None", "1e3", "'quoted'", "it's", "(a", "['x']"])
+def test_a_text_may_look_like_anything(cfg, value):
+    config.merge_pairs(cfg, ["DATASET.PREFIX", value])
+    assert value.strip("'") == cfg.DATASET.PREFIX
 
 
 def test_transforms_that_views_do_not_know_are_refused(cfg):
@@ -132,6 +159,13 @@ def test_two_configs_differ_only_in_what_changes_numbers(cfg):
     assert config.differing_keys(mine, other) == []
     other["OPTIM"]["LR"] = 1.0
     assert config.differing_keys(mine, other) == ["OPTIM.LR: 1.0 there, 0.0003 here"]
+
+
+def test_of_ones_own_data_the_place_counts(cfg):
+    cfg.DATASET.NAME, cfg.DATASET.ROOT = "ImageFolder", "/photos"
+    mine, other = config.as_plain(cfg), config.as_plain(cfg)
+    other["DATASET"]["ROOT"] = "/other"
+    assert config.differing_keys(mine, other) == ["DATASET.ROOT: '/other' there, '/photos' here"]
 
 
 def test_a_config_stored_before_a_key_was_there_has_its_default(cfg):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parent.parent.parent
+
 
 def started(calls: list[list[str]]) -> list[tuple[str, str]]:
     """Return the trainer and the folder, from the trainer's own on, of each run."""
@@ -55,13 +57,13 @@ def test_table13_runs_every_row_and_compares_with_the_paper(pretend):
     assert done.returncode == 0, done.stderr
     kinds = (("", ""), ("_DHO", "_labeled"), ("_DHO", ""))
     assert started(calls)[2:] == [
-        (method + twin, f"{config}_16shots{variant}/seed1")
+        (method + twin, f"{config}{variant}/seed1")
         for method, config in (
-            ("LinearProbe", "vit_b16_ep20"),
-            ("VPT", "vit_b16_ep20_depth3"),
-            ("VPT", "vit_b16_ep20_depth9"),
-            ("CoOp", "vit_b16_ep50_ctxv1"),
-            ("PromptSRC", SOURCE),
+            ("LinearProbe", "vit_b16_ep20_1percent"),
+            ("VPT", "vit_b16_ep20_depth3_16shots"),
+            ("VPT", "vit_b16_ep20_depth9_16shots"),
+            ("CoOp", "vit_b16_ep50_ctxv1_16shots"),
+            ("PromptSRC", f"{SOURCE}_16shots"),
         )
         for twin, variant in kinds
     ]
@@ -170,3 +172,37 @@ def test_every_finished_run_is_evaluated_once_on_every_shifted_set(pretend, tmp_
     }
     _, calls = pretend(*words, "DATALOADER.NUM_WORKERS", "0", SETS="imagenet_a")
     assert len(started(calls)) == 4
+
+
+@pytest.mark.parametrize("how", ["folder", "csv", "relative"])
+def test_a_folder_or_a_csv_of_ones_own_is_a_data_set(pretend, tmp_path, how):
+    photos = tmp_path / "my photos & 2024"
+    photos.mkdir()
+    (photos / "labels.csv").touch()
+    where = {"folder": photos, "csv": photos / "labels.csv", "relative": os.path.relpath(photos, ROOT)}[how]
+    done, calls = pretend("scripts/coop_dho.sh", str(where), "4", SEEDS="1")
+    assert done.returncode == 0, done.stderr
+    name = "my_photos___2024" + ("_labels" if how == "csv" else "")
+    assert started(calls)[2] == ("CoOp_DHO", "vit_b16_ep50_ctxv1_4shots/seed1")
+    for call in calls[::2]:
+        line = " ".join(call)
+        assert f"out/{name}/" in line
+        assert f"--root {tmp_path} " in line
+        assert "--dataset-config-file configs/datasets/folder.yaml" in line
+        assert "DATASET.PREFIX my photos & 2024" in line
+        assert ("DATASET.CSV labels.csv" in line) == (how == "csv")
+    assert f"tables {tmp_path}/out/{name}" in done.stdout
+
+
+def test_own_data_never_lands_among_the_runs_of_a_published_set(pretend, tmp_path):
+    (tmp_path / "imagenet").mkdir()
+    _, calls = pretend("scripts/coop_dho.sh", str(tmp_path / "imagenet"), "4", SEEDS="1")
+    assert all("out/own_imagenet/" in " ".join(call) for call in calls)
+
+
+def test_a_percentage_may_be_labeled(pretend):
+    done, calls = pretend("scripts/linear_probe_dho.sh", "imagenet", "1%", SEEDS="2")
+    assert done.returncode == 0, done.stderr
+    assert started(calls)[2] == ("LinearProbe_DHO", "vit_b16_ep20_1percent/seed2")
+    assert "DATASET.NUM_SHOTS -1 DATASET.LABELED_PERCENT 1" in " ".join(calls[4])
+    assert pretend("scripts/linear_probe_dho.sh", "imagenet", "%1")[0].returncode == 2

@@ -16,7 +16,7 @@ def test_bash_can_read_them(run, script):
     ("words", "said"),
     [
         ((), "usage: bash scripts/coop_dho.sh DATASET SHOTS"),
-        (("imagnet", "16"), "unknown data set 'imagnet'; there are: imagenet.yaml"),
+        (("imagnet", "16"), "unknown data set 'imagnet'; there are: "),
         (("imagenet", "many"), "SHOTS is 'many'"),
         (("imagenet", "16", "--compair"), "unknown option '--compair'; there are: --compare"),
         (("imagenet", "16", "compare"), "'compare' is neither an option nor a config key"),

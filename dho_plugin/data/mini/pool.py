@@ -15,11 +15,11 @@ def block_map(workers: int) -> Iterator[Callable]:
         yield map
         return
     # spawn: a forked child of a process whose torch has started threads may hang
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as executor:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent) as executor:
         yield executor.map
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """The workers of a killed process would wait for work for ever."""
 
     def watch() -> None:
