@@ -180,6 +180,8 @@ class DHOTrainer(HeadEvaluation, TrainerXU):
     def load_model(self, directory: str | Path, epoch: int | None = None, *, train_state: bool = False) -> dict:
         """Load a run's weights; for evaluation the model is first rebuilt for the classes it was trained on.
 
+        Prompts without a KD head keep the data set's classes where some are new, as in CoOp's base-to-new evaluation.
+
         Raises:
             CheckpointError: a file is missing, damaged or of another model.
         """
@@ -189,8 +191,13 @@ class DHOTrainer(HeadEvaluation, TrainerXU):
         if not train_state and self._models:
             path = model_path(directory, self.get_model_names()[0], self.epoch_to_load(directory, epoch))
             saved = tuple(ClassInfo(*pair) for pair in load_checkpoint(path).get("meta", {}).get("classes", []))
-            if saved and saved != self.classes:
+            if saved and saved != self.classes and not self.meets_new_classes(saved):
                 self.classes = saved
                 self.forget_models()
                 self.build_model()
         return super().load_model(directory, epoch, train_state=train_state)
+
+    def meets_new_classes(self, trained: Sequence[ClassInfo]) -> bool:
+        """Say whether some of the data set's classes were not trained on, and the model can answer for them."""
+        new = {info.key for info in self.classes} - {info.key for info in trained}
+        return bool(new) and self.kd_head is None and self.student.open_vocabulary

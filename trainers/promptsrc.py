@@ -38,6 +38,7 @@ class PromptSRCStudent(CLIPStudent):
     """
 
     fixed_text: Tensor
+    open_vocabulary = True
 
     def __init__(self, clip: LoadedCLIP, prompts: nn.ModuleDict, weights: tuple[float, float]):
         super().__init__(clip, dict(prompts).get("image_encoder"))

@@ -32,6 +32,7 @@ class VPTStudent(CLIPStudent):
         super().__init__(clip, prompts, dropout)
         self.prompt_learner = nn.ModuleDict({"image_encoder": prompts})
         self.ce_head = ce_head
+        self.open_vocabulary = "ce_head" not in self.learnable()
 
     def logits_ce(self, features: Tensor) -> Tensor:
         """Return W z + b, or cos / zeta to the text features, (B, C) float32."""

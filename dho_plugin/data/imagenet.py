@@ -14,13 +14,15 @@ A shifted set may have its own classnames.txt beside its image folder; otherwise
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from dho_plugin.data.base import SplitDataset
 from dho_plugin.data.folders import class_folders, named_classes, read_classnames
 from dho_plugin.data.listing import list_images
-from dho_plugin.data.splits import few_shot_split
-from dho_plugin.engine.data import DatasetBase
+from dho_plugin.data.subsets import half, keep_classes
+from dho_plugin.engine.data import DatasetBase, ImageList
 from dho_plugin.engine.registry import DATASET_REGISTRY
 from dho_plugin.errors import DataError
 
@@ -31,13 +33,14 @@ def data_root(cfg) -> Path:
 
 
 @DATASET_REGISTRY.register()
-class ImageNet(DatasetBase):
+class ImageNet(SplitDataset):
     """ImageNet: shots and the unlabeled pool from images/train, test images from images/val.
 
-    Where images/train is absent, the set is for evaluation only. Labels follow the sorted wnids.
+    It has no validation images of its own. Where images/train is absent, the set is for evaluation only. Labels follow
+    the sorted wnids.
 
     Args:
-        cfg: `DATASET.ROOT`, `PREFIX`, `NUM_SHOTS`, `NUM_VAL_SHOTS` and `SEED` are read.
+        cfg: `DATASET.ROOT` and `PREFIX` are read, and what `SplitDataset` reads.
 
     Raises:
         DataError: a folder, a class name or images are missing.
@@ -51,15 +54,11 @@ class ImageNet(DatasetBase):
         self.no_training = f"Looked for {train_dir}; a folder a class (wnid) with its training images must lie there."
         keys = class_folders(val_dir, "a folder a class (wnid) with its validation images")
         classes = named_classes(keys, read_classnames(home / "classnames.txt"), val_dir)
-        test = list_images(val_dir, keys, classes)
-        if not train_dir.is_dir():
-            super().__init__(test=test, classes=classes)
-            return
-        _require_same(train_dir, class_folders(train_dir, "a folder a class (wnid)"), val_dir, keys)
-        split = few_shot_split(
-            list_images(train_dir, keys, classes), cfg.DATASET.NUM_SHOTS, cfg.SEED, cfg.DATASET.NUM_VAL_SHOTS
-        )
-        super().__init__(split.train_x, split.train_u, split.val, test, classes=classes)
+        test, train = list_images(val_dir, keys, classes), ImageList.of([])
+        if train_dir.is_dir():
+            _require_same(train_dir, class_folders(train_dir, "a folder a class (wnid)"), val_dir, keys)
+            train = list_images(train_dir, keys, classes)
+        super().__init__(cfg, home, classes, train, test, image_dir=train_dir)
 
 
 def _require_same(train_dir: Path, train: list[str], val_dir: Path, val: list[str]) -> None:
@@ -75,10 +74,11 @@ class _ShiftedSet(DatasetBase):
     """A test set with the classes of ImageNet, or some of them; it never trains anything.
 
     Args:
-        cfg: `DATASET.ROOT` and `DATASET.PREFIX` are read.
+        cfg: `DATASET.ROOT`, `PREFIX` and `SUBSAMPLE_CLASSES` are read; of the classes those stay whose wnid is in that
+            half of ImageNet's.
 
     Raises:
-        DataError: a folder, a class name or images are missing.
+        DataError: a folder, a class name or images are missing, or no class is in the half.
     """
 
     image_dir: ClassVar[tuple[str, str]]
@@ -86,17 +86,31 @@ class _ShiftedSet(DatasetBase):
     no_training = "It is a test set only: train on ImageNet and evaluate on this set."
 
     def __init__(self, cfg):
-        root = data_root(cfg)
-        folder = root.joinpath(*self.image_dir)
+        root, which = data_root(cfg), cfg.DATASET.SUBSAMPLE_CLASSES
+        folder, imagenet_names = root.joinpath(*self.image_dir), root / "imagenet" / "classnames.txt"
         found = class_folders(folder, self.contents)
-        names = read_classnames(folder.parent / "classnames.txt", root / "imagenet" / "classnames.txt")
+        names = read_classnames(folder.parent / "classnames.txt", imagenet_names)
         folders, keys = self._label_order(folder, found, names)
         classes = named_classes(keys, names, folder)
-        super().__init__(test=list_images(folder, folders, classes), classes=classes)
+        kept = range(len(keys)) if which == "all" else _in_half(keys, imagenet_names, which, folder)
+        test = keep_classes(list_images(folder, folders, classes), kept, classes)
+        super().__init__(test=test, classes=[classes[label] for label in kept])
 
     def _label_order(self, folder: Path, found: list[str], names: dict[str, str]) -> tuple[list[str], list[str]]:
         """Return the class folders and the wnids, both in label order."""
         return found, found
+
+
+def _in_half(keys: Sequence[str], imagenet_names: Path, which: str, folder: Path) -> list[int]:
+    wnids = sorted(read_classnames(imagenet_names))
+    wanted = {wnids[label] for label in half(len(wnids), which)}
+    kept = [label for label, key in enumerate(keys) if key in wanted]
+    if not kept:
+        raise DataError(
+            f"{folder}: none of its {len(keys)} classes is in the half DATASET.SUBSAMPLE_CLASSES {which} of the "
+            f"{len(wnids)} classes of {imagenet_names}. Leave this set out, or set SUBSAMPLE_CLASSES all"
+        )
+    return kept
 
 
 @DATASET_REGISTRY.register()

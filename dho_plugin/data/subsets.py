@@ -1,10 +1,53 @@
-"""Class subsets: which outputs of a head trained on all classes belong to a test set that has only some of them."""
+"""Class subsets: halves of the classes, and which outputs of a head belong to a test set that has only some of them."""
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
+from dho_plugin.data.splits import shown
+from dho_plugin.engine.data import ClassInfo, ImageList
 from dho_plugin.errors import DataError
+
+_SHOWN = 5
+
+
+def half(count: int, which: str) -> range:
+    """Return the labels of one half of the classes, as CoOp divides them: the first half is the larger one.
+
+    Args:
+        count: number of all classes.
+        which: `DATASET.SUBSAMPLE_CLASSES`: all, base (the first half) or new (the second).
+
+    Raises:
+        DataError: the half is empty.
+    """
+    middle = (count + 1) // 2
+    labels = {"all": range(count), "base": range(middle), "new": range(middle, count)}[which]
+    if not labels:
+        raise DataError(
+            f"DATASET.SUBSAMPLE_CLASSES {which}: of {count} classes none is in that half. Set it to all, or add classes"
+        )
+    return labels
+
+
+def keep_classes(images: ImageList, kept: Sequence[int], classes: Sequence[ClassInfo]) -> ImageList:
+    """Keep the images of some classes, and those without a class, and number these classes from 0.
+
+    Args:
+        images: images with labels of `classes`, or -1.
+        kept: labels that stay, in their new order.
+        classes: all classes, in label order.
+
+    Returns:
+        The images that stay, in their order, with their indices.
+    """
+    if list(kept) == list(range(len(classes))):
+        return images  # a million images need no copy
+    new = np.full(len(classes) + 1, -1)  # the last place is that of label -1
+    new[np.asarray(kept, dtype=np.int64)] = np.arange(len(kept))
+    stays = (new[images.labels] >= 0) | (images.labels < 0)
+    return images.take(stays).relabeled(new[images.labels[stays]], [classes[label].name for label in kept])
 
 
 def columns(trained: Sequence[str], target: Sequence[str]) -> torch.Tensor:
@@ -26,9 +69,10 @@ def columns(trained: Sequence[str], target: Sequence[str]) -> torch.Tensor:
     position = {key: column for column, key in enumerate(trained)}
     missing = [key for key in target if key not in position]
     if missing:
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
             f"the head was trained on {len(position)} classes and lacks {len(missing)} of the {len(target)} classes of "
-            f"the test set: {shown}. Evaluate it on a set whose classes it has learned, or train on all of them."
+            f"the test set: {shown(missing, _SHOWN)}. A KD head and a linear CE head know only the classes they were "
+            "trained on: evaluate on a set of those, or train on all of them. Prompts without a KD head can be built "
+            "for new names: evaluate the same run as such a method (--trainer CoOp --model-dir THE_RUN)."
         )
     return torch.tensor([position[key] for key in target], dtype=torch.int64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 
@@ -109,21 +110,24 @@ class ImageList(Sequence):
         return Datum(self.path(key), label, domain, name, index)
 
     def __add__(self, other: Sequence[Datum]) -> ImageList:
-        """Return both lists behind each other; of a label in both the first list's class name counts."""
+        """Return both lists behind each other; a label's class name is the first list's, if it has one."""
         other = ImageList.of(other)
         if not len(self) or not len(other):
             return self if len(self) else other
-        longer = max(self.classnames, other.classnames, key=len)
         return ImageList(
             self.folders + other.folders,
             np.concatenate([self.folder_ids, other.folder_ids + len(self.folders)]),
             np.concatenate([self.names, other.names]),
             np.concatenate([self.numbers, other.numbers]),
-            (*self.classnames, *longer[len(self.classnames) :]),
+            [mine or its for mine, its in zip_longest(self.classnames, other.classnames, fillvalue="")],
         )
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(map(Datum.__eq__, self, other))
+        return (
+            isinstance(other, Sequence)
+            and len(self) == len(other)
+            and all(a == b for a, b in zip(self, other, strict=True))
+        )
 
     __hash__ = None
 
@@ -195,6 +199,16 @@ class DatasetBase:
     def lab2cname(self) -> dict[int, str]:
         """Class name of each label."""
         return dict(enumerate(self.classnames))
+
+    def summary(self, name: str) -> str:
+        """Return the table of a data set's sizes that the hosts print."""
+        parts = {"train_x": self.train_x, "train_u": self.train_u, "val": self.val, "test": self.test}
+        rows = [("Dataset", name), ("# classes", f"{self.num_classes:,}")]
+        rows += [
+            (f"# {part}", f"{len(items):,}") for part, items in parts.items() if part in ("train_x", "test") or items
+        ]
+        rows += [(f"# {extra.test_name}", f"{len(extra.test):,}") for extra in self.extra_tests]
+        return "\n".join(["-" * 20, *(f"{key:<10} {value}" for key, value in rows), "-" * 20])
 
     def require_training(self) -> None:
         """Check that there is something to train on.

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from dho_plugin.engine.counter import random_bits
 from dho_plugin.engine.image_sets import EvalDataset, ViewDataset
-from dho_plugin.engine.views import random_bits
 from dho_plugin.errors import DataError
 
 

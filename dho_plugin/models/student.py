@@ -18,9 +18,11 @@ class Student(nn.Module):
 
     Attributes:
         feature_dim: D.
+        open_vocabulary: whether what was learned holds for the names of any classes, not of the trained ones only.
     """
 
     feature_dim: int
+    open_vocabulary: bool = False
 
     def features(self, images: Tensor) -> Tensor:
         """Return the features g(x), (B, D), of images (B, 3, H, W)."""

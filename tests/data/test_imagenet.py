@@ -1,11 +1,14 @@
+import json
 import os
+import pickle
 import shutil
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 import dho_plugin.data.imagenet as readers
+from dho_plugin.data.subsets import columns
+from dho_plugin.engine.config import get_cfg_default
 from dho_plugin.engine.data import DatasetBase
 from dho_plugin.engine.registry import DATASET_REGISTRY
 from dho_plugin.errors import DataError
@@ -18,9 +21,11 @@ SHIFTED = {
 }
 
 
-def read(name, root, *, prefix="", shots=-1, val_shots=0, seed=1) -> DatasetBase:
-    dataset = SimpleNamespace(ROOT=str(root), PREFIX=prefix, NUM_SHOTS=shots, NUM_VAL_SHOTS=val_shots)
-    return DATASET_REGISTRY.get(name)(SimpleNamespace(DATASET=dataset, SEED=seed))
+def read(name, root, *, prefix="", shots=-1, val_shots=0, seed=1, classes="all") -> DatasetBase:
+    cfg = get_cfg_default()
+    cfg.SEED, cfg.DATASET.ROOT, cfg.DATASET.PREFIX = seed, str(root), prefix
+    cfg.DATASET.NUM_SHOTS, cfg.DATASET.NUM_VAL_SHOTS, cfg.DATASET.SUBSAMPLE_CLASSES = shots, val_shots, classes
+    return DATASET_REGISTRY.get(name)(cfg)
 
 
 def wnid(item):
@@ -199,3 +204,104 @@ def test_a_home_folder_may_be_written_with_a_tilde(imagenet_tree, monkeypatch):
     tree = imagenet_tree(prefix="mini")
     monkeypatch.setenv("HOME", str(tree.root))
     assert len(read("ImageNet", "~/mini").test) == 8
+
+
+# Two pairs of classes with one name, as in ImageNet; A has one of each pair, R the other ones.
+NAMES = {
+    "n01440764": "tench",
+    "n03773504": "missile",
+    "n04008634": "missile",
+    "n04355933": "sunglasses",
+    "n04356056": "sunglasses",
+    "n15075141": "toilet paper",
+}
+WNIDS_A, WNIDS_R = ["n03773504", "n04356056", "n15075141"], ["n01440764", "n04008634", "n04355933"]
+
+
+@pytest.fixture
+def named_tree(tmp_path):
+    """Write a tree of ImageNet, V2, A and R with these classes; return its root."""
+    numbers = [str(number) for number in range(len(NAMES))]
+    sets = {"imagenet/images/train": NAMES, "imagenet/images/val": NAMES, SHIFTED["ImageNetV2"]: numbers}
+    for folder, keys in {**sets, SHIFTED["ImageNetA"]: WNIDS_A, SHIFTED["ImageNetR"]: WNIDS_R}.items():
+        for key in keys:
+            (tmp_path / folder / key).mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / folder / key / f"{key}_0.JPEG")
+    lines = [f"{key} {name}" for key, name in NAMES.items()]
+    (tmp_path / "imagenet/classnames.txt").write_text("\n".join(lines))
+    return tmp_path
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [3, 1, 5, 0, 2, 4]])
+@pytest.mark.parametrize("name", ["ImageNetA", "ImageNetR", "ImageNetV2"])
+def test_classes_with_one_name_are_told_apart_whatever_the_order(named_tree, name, order):
+    trained = [read("ImageNet", named_tree).class_keys[place] for place in order]
+    data = read(name, named_tree)
+    index = columns(trained, data.class_keys).tolist()
+    folders = sorted(NAMES)
+    for item in data.test:
+        folder = wnid(item)
+        expected = folders[int(folder)] if folder.isdigit() else folder
+        assert trained[index[item.label]] == expected
+        assert item.classname == NAMES[expected]
+    assert len(set(index)) == len(data.test) == len(data.classes)
+
+
+@pytest.mark.parametrize(("which", "wnids"), [("base", sorted(NAMES)[:3]), ("new", sorted(NAMES)[3:])])
+def test_shifted_sets_keep_their_classes_of_the_half(named_tree, which, wnids):
+    trained = read("ImageNet", named_tree, classes=which)
+    assert trained.class_keys == wnids
+    assert [wnid(item) for item in trained.test] == wnids
+    for name, own in {"ImageNetV2": sorted(NAMES), "ImageNetA": WNIDS_A, "ImageNetR": WNIDS_R}.items():
+        data = read(name, named_tree, classes=which)
+        expected = [key for key in own if key in wnids]
+        assert data.class_keys == expected
+        folders = [str(sorted(NAMES).index(key)) if name == "ImageNetV2" else key for key in expected]
+        assert [(item.label, wnid(item)) for item in data.test] == list(enumerate(folders))
+        assert [trained.class_keys[c] for c in columns(trained.class_keys, data.class_keys)] == expected
+
+
+def test_a_head_of_the_base_classes_does_not_know_the_new_ones(named_tree):
+    base, new = (read("ImageNet", named_tree, classes=which) for which in ("base", "new"))
+    with pytest.raises(DataError, match="trained on 3 classes and lacks 3 of the 3 classes"):
+        columns(base.class_keys, new.class_keys)
+
+
+def test_a_shifted_set_without_a_class_of_the_half_is_refused(named_tree):
+    for key in WNIDS_R[:2]:
+        shutil.rmtree(named_tree / SHIFTED["ImageNetR"] / key)
+    with pytest.raises(DataError, match=r"imagenet-r: none of its 1 classes is in the half .* base of the 6 classes"):
+        read("ImageNetR", named_tree, classes="base")
+    assert read("ImageNetR", named_tree, classes="new").class_keys == ["n04355933"]
+
+
+def test_own_class_names_do_not_change_the_half(named_tree):
+    lines = [f"{key} own {key}" for key in WNIDS_A]
+    (named_tree / "imagenet-adversarial/classnames.txt").write_text("\n".join(lines))
+    assert read("ImageNetA", named_tree, classes="new").classnames == ["own n04356056", "own n15075141"]
+
+
+def test_shots_are_stored_by_class_folder_and_file(imagenet_tree):
+    tree = imagenet_tree()
+    drawn = read("ImageNet", tree.root, shots=2).train_x
+    stored = json.loads((tree.root / "imagenet/split_fewshot/shot_2-seed_1.json").read_text())
+    assert [path for paths in stored["train"].values() for path in paths] == [
+        f"{wnid(item)}/{os.path.basename(item.impath)}" for item in drawn
+    ]
+    assert list(stored["train"]) == tree.wnids
+    assert read("ImageNet", tree.root, shots=2).train_x == drawn
+
+
+def test_coops_pickle_of_another_machine_is_followed(imagenet_tree, host_datum):
+    tree = imagenet_tree()
+    names = [f"{key}/{key}_{number}.JPEG" for key in reversed(tree.wnids) for number in (4, 1)]
+    there = "/home/else/data/imagenet/images/train/"
+    content = {"train": [host_datum(there + name, tree.wnids.index(name.split("/")[0])) for name in names]}
+    path = tree.root / "imagenet/split_fewshot/shot_2-seed_1.pkl"
+    path.parent.mkdir()
+    path.write_bytes(pickle.dumps(content))
+    data = read("ImageNet", tree.root, shots=2)
+    assert [item.impath for item in data.train_x] == [str(tree.root / "imagenet/images/train" / name) for name in names]
+    assert len(data.train_u) == 12
+    base = read("ImageNet", tree.root, shots=2, classes="base")  # its labels are those of all classes
+    assert [wnid(item) for item in base.train_x] == [tree.wnids[1]] * 2 + [tree.wnids[0]] * 2
