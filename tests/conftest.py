@@ -1,5 +1,8 @@
 """Fixtures that several test folders share."""
 
+import io
+import itertools
+import json
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -10,10 +13,20 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
 
 from dho_plugin.train import build_parser, build_trainer, check_names, setup_cfg
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory):
+    """Keep what the package stores between runs in a folder of the session's, never in the home folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("DHO_CACHE", str(folder))
+        yield folder
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,198 @@ def write_imagenet_tree(
 def imagenet_tree(tmp_path):
     """Return a function that writes a tiny tree of ImageNet and its shifted sets into this test's folder."""
     return partial(write_imagenet_tree, tmp_path)
+
+
+# Of each data set: its folder, the image folder in it, the path of image number n of a class, and its classes: what the
+# publisher calls them, and what CoOp's split file does. Cars' images lie in two folders, by part.
+FINE_GRAINED = {
+    "Caltech101": (
+        "caltech-101",
+        "101_ObjectCategories",
+        "{key}/image_{n:04d}.jpg",
+        {"Faces": "face", "accordion": "accordion", "airplanes": "airplane", "wild_cat": "wild_cat"},
+    ),
+    "OxfordPets": (
+        "oxford_pets",
+        "images",
+        "{key}_{n}.jpg",
+        {"Abyssinian": "abyssinian", "American_Bulldog": "american_bulldog", "beagle": "beagle", "pug": "pug"},
+    ),
+    "StanfordCars": (
+        "stanford_cars",
+        "",
+        "{cars}/{n:05d}.jpg",
+        {name: f"{name[-4:]} {name[:-5]}" for name in ("Acura RL 2012", "Audi S4 2007", "Ram C/V 2012", "BMW 2010")},
+    ),
+    "OxfordFlowers": (
+        "oxford_flowers",
+        "jpg",
+        "image_{n:05d}.jpg",
+        {"1": "pink primrose", "2": "hard-leaved pocket orchid", "3": "canterbury bells", "4": "bird's-foot trefoil"},
+    ),
+    "Food101": ("food-101", "images", "{key}/{n}.jpg", {k: k for k in ("apple_pie", "bibimbap", "pho", "waffles")}),
+    "FGVCAircraft": (
+        "fgvc_aircraft",
+        "images",
+        "{n:07d}.jpg",
+        {name: name for name in ("707-320", "A340-200", "F/A-18", "Yak-42")},
+    ),
+    "SUN397": (
+        "sun397",
+        "SUN397",
+        "{key}/sun_{n:08d}.jpg",
+        {
+            "a/abbey": "abbey",
+            "a/apse/indoor": "indoor apse",
+            "b/bow_window/indoor": "indoor bow_window",
+            "y/yard": "yard",
+        },
+    ),
+    "DescribableTextures": (
+        "dtd",
+        "images",
+        "{key}/{key}_{n:04d}.jpg",
+        {key: key for key in ("banded", "blotchy", "polka-dotted", "zigzagged")},
+    ),
+    "EuroSAT": (
+        "eurosat",
+        "2750",
+        "{key}/{key}_{n}.jpg",
+        {"AnnualCrop": "Annual Crop Land", "Forest": "Forest", "Highway": "Highway or Road", "SeaLake": "Sea or Lake"},
+    ),
+    "UCF101": (
+        "ucf101",
+        "UCF-101-midframes",
+        "{name}/v_{key}_g{n:02d}_c01.jpg",
+        {"ApplyEyeMakeup": "Apply_Eye_Makeup", "Archery": "Archery", "TaiChi": "Tai_Chi", "YoYo": "Yo_Yo"},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class FineGrainedTree:
+    """A tiny fine-grained data set on disk.
+
+    Attributes:
+        root: what DATASET.ROOT names.
+        home: the data set's own folder.
+        images: its image folder.
+        keys: what the publisher calls the classes, in label order.
+        names: what CoOp's split file calls them.
+        parts: paths below `images` with their labels, by part, in the order of the publisher's lists.
+        split: the path of CoOp's split file, whether or not it is there.
+    """
+
+    root: Path
+    home: Path
+    images: Path
+    keys: list[str]
+    names: list[str]
+    parts: dict[str, list[tuple[str, int]]]
+    split: Path
+
+
+def write_fine_grained_tree(
+    root: Path,
+    dataset: str,
+    classes: int = 4,
+    train: int = 5,
+    val: int = 2,
+    test: int = 3,
+    *,
+    prefix: str = "",
+    split: bool = True,
+    raw: bool = True,
+    size: tuple[int, int] = (40, 32),
+    seed: int = 0,
+) -> FineGrainedTree:
+    """Write a tiny fine-grained data set in the layout of CoOp's DATASETS.md.
+
+    The lists mix the classes, and the last class comes first in them.
+
+    Args:
+        root: where to; `prefix` is a folder below it.
+        dataset: name of the data set, a key of FINE_GRAINED.
+        classes: number of classes, at most 4.
+        train, val, test: images a class.
+        prefix: DATASET.PREFIX.
+        split: write CoOp's split file (FGVCAircraft has none).
+        raw: write the publisher's annotation files, of which the split can be made.
+        size: width and height of the images.
+        seed: of their content.
+    """
+    folder, images, pattern, names = FINE_GRAINED[dataset]
+    keys, home, number = list(names)[:classes], root / prefix / folder, itertools.count(1)
+    counts, parts = {"train": train, "val": val, "test": test}, {}
+    for part, many in counts.items():
+        where = {"cars": "cars_test" if part == "test" else "cars_train"}
+        parts[part] = [
+            (pattern.format(key=keys[label], name=names[keys[label]], n=next(number), **where), label)
+            for _ in range(many)
+            for label in reversed(range(classes))
+        ]
+    shown = [names[key] for key in keys]
+    tree = FineGrainedTree(root, home, home / images, keys, shown, parts, home / f"split_zhou_{dataset}.json")
+    rng = np.random.default_rng(seed)
+    extra = ["BACKGROUND_Google/image_0001.jpg", "Faces_easy/image_0001.jpg"] if dataset == "Caltech101" else []
+    for path in [*(path for items in parts.values() for path, _ in items), *extra]:
+        (tree.images / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(tree.images / path)
+    if split and dataset != "FGVCAircraft":
+        entries = {part: [[path, label, shown[label]] for path, label in items] for part, items in parts.items()}
+        tree.split.write_text(json.dumps(entries))
+    for path, content in _annotations(dataset, tree).items() if raw else ():
+        (home / path).parent.mkdir(parents=True, exist_ok=True)
+        (home / path).write_bytes(content)
+    return tree
+
+
+def _annotations(dataset: str, tree: FineGrainedTree) -> dict[str, bytes]:
+    """Return the publisher's annotation files; a data set of class folders has none."""
+    trainval, test, keys = tree.parts["train"] + tree.parts["val"], tree.parts["test"], tree.keys
+
+    def text(line: str, items, end: str = "\n") -> bytes:
+        fields = ({"path": p, "stem": Path(p).stem, "name": Path(p).name, "key": keys[y], "y": y + 1} for p, y in items)
+        return "".join(line.format(**one) + end for one in fields).encode()
+
+    every = [("", label) for label in range(len(keys))]
+    if dataset == "OxfordPets":
+        return {f"annotations/{n}.txt": text("{stem} {y} 1 1", i) for n, i in (("trainval", trainval), ("test", test))}
+    if dataset == "SUN397":
+        lists = {"ClassName.txt": text("/{key}", every), "Training_01.txt": text("/{path}", trainval, "\r\n")}
+        return lists | {"Testing_01.txt": text("/{path}", test)}
+    if dataset == "UCF101":
+        lists = {"classInd.txt": text("{y} {key}", every), "trainlist01.txt": text("{key}/{stem}.avi {y}", trainval)}
+        lists |= {"testlist01.txt": text("{key}/{stem}.avi", test, "\r\n")}
+        return {f"ucfTrainTestlist/{name}": content for name, content in lists.items()}
+    if dataset == "FGVCAircraft":
+        lists = {f"images_variant_{part}.txt": text("{stem} {key}", items) for part, items in tree.parts.items()}
+        return {"variants.txt": text("{key}", every)} | lists
+    if dataset == "OxfordFlowers":
+        labels = {int(Path(path).stem[6:]): label + 1 for path, label in trainval + test}
+        labels = np.array([[labels[number] for number in sorted(labels)]], dtype=np.uint8)
+        names = dict(zip(keys, tree.names, strict=True))
+        return {"imagelabels.mat": _mat(labels=labels), "cat_to_name.json": json.dumps(names).encode()}
+    if dataset == "StanfordCars":
+        fields = [("class", "O"), ("fname", "O")]
+        train, test = (
+            _mat(annotations=np.array([(y + 1, Path(p).name) for p, y in i], fields)) for i in (trainval, test)
+        )
+        names = {"devkit/cars_meta.mat": _mat(class_names=np.array([keys], dtype="O"))}
+        return names | {"devkit/cars_train_annos.mat": train, "cars_test_annos_withlabels.mat": test}
+    return {}
+
+
+def _mat(**arrays: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    savemat(buffer, arrays)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def fine_grained_tree(tmp_path):
+    """Return a function that writes a tiny fine-grained data set into this test's folder."""
+    return partial(write_fine_grained_tree, tmp_path)
 
 
 def _tiny_weights(image_size: int) -> dict[str, torch.Tensor]:
