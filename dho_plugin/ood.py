@@ -13,13 +13,13 @@ from dho_plugin.core.inference import search_alpha_beta
 from dho_plugin.engine.evaluator import TestLogits, score
 from dho_plugin.engine.files import read_json, write_json
 from dho_plugin.errors import CacheError, ConfigError, run_command
+from dho_plugin.results import SHIFTED
 
-SHIFTED = ("imagenetv2", "imagenet_sketch", "imagenet_r", "imagenet_a")
 COLUMNS = ("accuracy", "ce_head_accuracy", "kd_head_accuracy", "macro_f1", "n")
 
 
 def stored_sets(run_dir: str | Path) -> dict[str, Path]:
-    """Return the stored logits of a run by test set, the paper's order first.
+    """Return the stored logits of a run by test set: its own, ImageNet's shifted ones, others by name.
 
     Raises:
         CacheError: the run has none.
@@ -28,8 +28,8 @@ def stored_sets(run_dir: str | Path) -> dict[str, Path]:
     found.pop("validation", None)
     if not found:
         raise CacheError(f"{run_dir} holds no stored logits (logits/*.safetensors): train or evaluate it first")
-    order = [name for name in ("val", *SHIFTED) if name in found]
-    return {name: found[name] for name in [*order, *(found.keys() - set(order))]}
+    first = ("test", "val", *SHIFTED)
+    return {name: found[name] for name in dict.fromkeys((*first, *found)) if name in found}
 
 
 def search(run_dir: str | Path) -> tuple[float, float]:

@@ -9,8 +9,8 @@ from typing import Any
 from scipy.special import stdtr
 from tabulate import tabulate
 
-from dho_plugin.results import accuracy, base_method, family, is_zero_shot, kind
-from dho_plugin.rows import describe_shots, method_order, shown_columns
+from dho_plugin.results import accuracy, base_method, family, is_zero_shot, kind, labeled_percent, score_columns
+from dho_plugin.rows import describe_labeled, labeled_order, method_order, shown_columns
 
 # (kind of run, the kind that it is compared with, name of the difference).
 PAIRS = (
@@ -19,7 +19,7 @@ PAIRS = (
     ("unlabeled", "labeled", "DHO unlabeled - DHO labeled"),
     ("unlabeled", "placebo", "DHO unlabeled - placebo"),
 )
-MEASURES = {"val": "Val", "OOD": "OOD"}
+MEASURES = ("test", "val", "OOD")  # what is compared, where a run has it
 NOTE = (
     "Differences in percentage points over the seeds that both have: mean and standard deviation, smallest to largest, "
     "p of a two-sided paired t-test (not corrected for the number of comparisons)."
@@ -40,7 +40,7 @@ class Paired:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One kind of run against another of the same method: labels by column, and the differences on Val and OOD."""
+    """One kind of run against another of the same method: its labels, and the differences on Val (or Test) and OOD."""
 
     labels: dict[str, str]
     measures: dict[str, Paired]
@@ -76,7 +76,8 @@ def compare(results: Sequence[dict[str, Any]]) -> list[Comparison]:
     methods = defaultdict(list)
     for result in results:
         if not is_zero_shot(result):
-            order = method_order(result["dataset"], family(result), base_method(result), result.get("shots") or 0, 0)
+            labeled = labeled_order(result.get("shots"), labeled_percent(result))
+            order = method_order(result["dataset"], family(result), base_method(result), labeled, 0)
             methods[(order, str(result.get("config_name") or "-"))].append(result)
     return [comparison for key in sorted(methods) for comparison in _compare_kinds(methods[key])]
 
@@ -96,9 +97,15 @@ def format_comparisons(comparisons: Sequence[Comparison], style: str, decimals: 
         return "Nothing to compare: no method has runs with and without DHO here."
     labels = [comparison.labels for comparison in comparisons]
     shown = shown_columns(labels, ["Method", "Labeled", "Difference"], ["Teacher", "Config"])
-    headers = [*shown, *(f"{title}{part}" for title in MEASURES.values() for part in ("", " range", " p")), "Seeds"]
+    titles = dict.fromkeys(title for row in comparisons for title in row.measures)
+    titles = sorted(titles, key=lambda title: title == "OOD")  # last, as in the table
+    headers = [*shown, *(f"{title}{part}" for title in titles for part in ("", " range", " p")), "Seeds"]
     body = [
-        [*(row.labels[name] for name in shown), *_format_measures(row.measures, decimals), _format_seeds(row.measures)]
+        [
+            *(row.labels[name] for name in shown),
+            *_format_measures([row.measures.get(title, Paired(0)) for title in titles], decimals),
+            _format_seeds(row.measures),
+        ]
         for row in comparisons
     ]
     align = ["left"] * len(shown) + ["right"] * (len(headers) - len(shown))
@@ -116,15 +123,17 @@ def _compare_kinds(runs: list[dict[str, Any]]) -> Iterator[Comparison]:
     labels = {
         "Dataset": first["dataset"],
         "Method": base_method(first),
-        "Labeled": describe_shots(first.get("shots")),
+        "Labeled": describe_labeled(first),
         "Config": first.get("config_name") or "-",
     }
+    columns = score_columns(runs)
+    shown = {name: columns[name] for name in MEASURES if name in columns} or columns
     for teacher in sorted({str(teacher) for _, teacher in groups if teacher is not None}):
         for mine, other, name in PAIRS:
             a = groups.get((mine, teacher))
             b = groups.get((other, None if other in ("base", "placebo") else teacher))
             if a and b:
-                measures = {title: paired(_differences(a, b, key)) for key, title in MEASURES.items()}
+                measures = {title: paired(_differences(a, b, key)) for key, title in shown.items()}
                 yield Comparison({**labels, "Difference": name, "Teacher": teacher}, measures)
 
 
@@ -134,8 +143,8 @@ def _differences(runs: list[dict[str, Any]], others: list[dict[str, Any]], measu
     return [a[seed] - b[seed] for seed in a if a[seed] is not None and b.get(seed) is not None]
 
 
-def _format_measures(measures: dict[str, Paired], decimals: int) -> Iterator[str]:
-    for found in measures.values():
+def _format_measures(measures: Sequence[Paired], decimals: int) -> Iterator[str]:
+    for found in measures:
         if found.mean is None:
             yield from "---"
             continue

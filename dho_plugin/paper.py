@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from dho_plugin.errors import DataError
 from dho_plugin.results import KINDS
-from dho_plugin.rows import Row, Score, method_order, zero_shot_order
+from dho_plugin.rows import Row, Score, labeled_order, method_order, zero_shot_order
 
 SETS = ("Val", "V2", "Sketch", "R", "A")
 TEACHER = "ViT-L/14@336px (zero-shot)"
@@ -41,20 +41,28 @@ METHODS = (
         ("unlabeled", 73.6, 66.1, 49.8, 78.1, 51.0),
     )),
 )  # fmt: skip
+_RANK = (
+    len(method_order("", "", "", labeled_order(None), 0)) - 1
+)  # before it in the order: which method, how many labels
 _ADDED = {"base": "", "cascade": " + CasPL", "labeled": " + DHO", "unlabeled": " + DHO"}
 
 
-def paper_rows() -> list[Row]:
+def paper_rows(ours: Sequence[Row] = ()) -> list[Row]:
     """Return the paper's rows; OOD is the mean of its four shifted numbers, seeds are not known (no error bars there).
 
-    1% and 1.25% of ImageNet's training images are 13 and 16 a class, so these rows stand beside those of 16 shots.
+    Args:
+        ours: rows of our runs. 1% and 1.25% of ImageNet's training images are 13 and 16 a class, so where ours of the
+            method have no such percentage, the paper's stand beside those of 16 shots.
     """
+    places = {row.order[:_RANK] for row in ours}
     order = (*zero_shot_order("imagenet", "CLIP zero-shot ViT-B/16", False), 1, "", "")
     rows = [_row("CLIP zero-shot ViT-B/16", "-", "-", "-", ZERO_SHOT, order)]
-    for trainer, ours, name, labeled, kinds in METHODS:
+    for trainer, method, name, labeled, kinds in METHODS:
+        amounts = [labeled_order(None, float(labeled[:-1]))] if labeled.endswith("%") else []
+        orders = [method_order("imagenet", trainer, method, amount, 0) for amount in (*amounts, labeled_order(16))]
+        place = next((order[:_RANK] for order in orders if order[:_RANK] in places), orders[-1][:_RANK])
         for kind, *values in kinds:
-            rank = CASCADE if kind == "cascade" else KINDS.index(kind)
-            order = (*method_order("imagenet", trainer, ours, 16, rank), 1, "", "")
+            order = (*place, CASCADE if kind == "cascade" else KINDS.index(kind), 1, "", "")
             teacher = {"base": "-", "cascade": "yes"}.get(kind, TEACHER)
             unlabeled = "yes" if kind in ("cascade", "unlabeled") else "-"
             rows.append(_row(name + _ADDED[kind], labeled, teacher, unlabeled, values, order))
@@ -79,7 +87,7 @@ def beside_the_papers(rows: Sequence[Row]) -> list[Row]:
             f"--paper: these runs are on {', '.join(others)}, the paper's numbers on imagenet; give the folder of the "
             "runs on imagenet, or leave --paper out"
         )
-    return sorted([*rows, *paper_rows()], key=lambda row: row.order)
+    return sorted([*rows, *paper_rows(rows)], key=lambda row: row.order)
 
 
 def _row(method: str, labeled: str, teacher: str, unlabeled: str, values: Sequence[float | None], order: tuple) -> Row:

@@ -10,6 +10,7 @@ from typing import Any
 
 from dho_plugin.errors import DataError
 
+# Test sets of ImageNet and what its table calls them; any other data set has "test" and further ones by its own names.
 TEST_SETS = {"val": "Val", "imagenetv2": "V2", "imagenet_sketch": "Sketch", "imagenet_r": "R", "imagenet_a": "A"}
 SHIFTED = ("imagenetv2", "imagenet_sketch", "imagenet_r", "imagenet_a")
 KINDS = ("base", "labeled", "unlabeled", "placebo")  # of the runs of one method, in the order of the table
@@ -52,8 +53,25 @@ def find_evaluations(directories: Iterable[str | Path]) -> list[dict[str, Any]]:
         if run is not None:
             joined[path] = {**run, "metrics": {}}
         if path in joined:
-            joined[path]["metrics"].update(result["metrics"])
+            joined[path]["metrics"].update(_named_by_data(result, joined[path]["dataset"]))
     return _some(list(joined.values()), directories)
+
+
+def score_columns(results: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Return what a table of results shows, in its order: the name of a test set, or "OOD", and the column's title.
+
+    Runs on ImageNet have all of its columns, others what they were scored on: Test, then further sets by their names.
+    """
+    results = list(results)
+    names = {name for result in results for name in _scored(result)}
+    imagenet = any(_on_imagenet(result) for result in results)
+    columns = {"test": "Test"} if "test" in names else {}
+    columns |= {name: title for name, title in TEST_SETS.items() if imagenet or name in names}
+    if imagenet or any(accuracy(result, "OOD") is not None for result in results):
+        columns["OOD"] = "OOD"
+    titles = {"Test", "OOD", *TEST_SETS.values()}
+    further = sorted(names - {"test", *TEST_SETS})
+    return columns | {name: f"{name} (set)" if name in titles else name for name in further}
 
 
 def accuracy(result: dict[str, Any], name: str) -> float | None:
@@ -86,6 +104,11 @@ def kind(result: dict[str, Any]) -> str:
     if not result["trainer"].endswith("_DHO"):
         return "base"
     return "unlabeled" if result.get("unlabeled") else "labeled"
+
+
+def labeled_percent(result: dict[str, Any]) -> float | None:
+    """Return the percent of the training images that are labeled, or None where shots say how many are."""
+    return None if is_zero_shot(result) else result.get("labeled_percent") or None
 
 
 def unique_seeds(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -146,15 +169,35 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _find_problem(result: Any) -> str | None:
     if not isinstance(result, dict):
         return "it is not a JSON object"
-    kinds = {"trainer": str, "dataset": str, "method": str, "shots": int | None}
+    kinds = {"trainer": str, "dataset": str, "method": str, "shots": int | None, "labeled_percent": int | float | None}
     wrong = [key for key, types in kinds.items() if not isinstance(result.get(key), types)]
     if wrong:
         return f"it lacks a usable {', '.join(wrong)}"
-    metrics = result.get("metrics")
-    if not isinstance(metrics, dict) or not set(metrics) & set(TEST_SETS):
-        return f"its metrics hold none of {', '.join(TEST_SETS)}"
-    bad = [name for name in TEST_SETS if name in metrics and _accuracy(metrics[name]) is None]
+    if not isinstance(result.get("metrics"), dict) or not _scored(result):
+        return "its metrics hold no test set"
+    bad = [name for name, metric in _scored(result).items() if _accuracy(metric) is None]
     return f"its metrics have no accuracy for {', '.join(bad)}" if bad else None
+
+
+def _scored(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the metrics of the test sets."""
+    return {name: metric for name, metric in result["metrics"].items() if name != "validation"}
+
+
+def _on_imagenet(result: dict[str, Any]) -> bool:
+    """Say whether a run was scored on ImageNet or one of its shifted sets; a run without a config, by their names."""
+    dataset = (result.get("config") or {}).get("DATASET") or {}
+    known = _scored(result).keys() & TEST_SETS.keys()
+    return bool(known) and (
+        str(dataset["NAME"]).startswith("ImageNet") if "NAME" in dataset else known == {*_scored(result)}
+    )
+
+
+def _named_by_data(result: dict[str, Any], trained: str) -> dict[str, Any]:
+    """Return an evaluation's metrics; the test set of other data than the model was trained on has that data's name."""
+    if result["dataset"] == trained:
+        return result["metrics"]
+    return {result["dataset"] if name == "test" else name: metric for name, metric in result["metrics"].items()}
 
 
 def _accuracy(metric: Any) -> float | None:

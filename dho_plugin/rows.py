@@ -11,7 +11,18 @@ from typing import Any
 from yacs.config import CfgNode
 
 from dho_plugin.engine.config import differing_keys, flatten
-from dho_plugin.results import KINDS, TEST_SETS, accuracy, base_method, family, is_zero_shot, kind, unique_seeds, warn
+from dho_plugin.results import (
+    KINDS,
+    accuracy,
+    base_method,
+    family,
+    is_zero_shot,
+    kind,
+    labeled_percent,
+    score_columns,
+    unique_seeds,
+    warn,
+)
 
 FAMILIES = ("LinearProbe", "VPT", "CoOp", "PromptSRC")  # others follow by name
 _GROUP_KEYS = ("dataset", "trainer", "method", "shots", "unlabeled", "teacher", "config_name")
@@ -53,33 +64,43 @@ def build_rows(results: Sequence[dict[str, Any]]) -> list[Row]:
     """
     groups = defaultdict(list)
     for result in results:
-        groups[tuple(json.dumps(result.get(key)) for key in _GROUP_KEYS)].append(result)
+        same = tuple(json.dumps(result.get(key)) for key in _GROUP_KEYS)
+        groups[same, labeled_percent(result)].append(result)
     students = {_backbone(result) for result in results if not is_zero_shot(result)}
-    rows = [_make_row(unique_seeds(runs), _order(runs[0], students)) for runs in groups.values()]
+    columns = score_columns(results)
+    rows = [_make_row(unique_seeds(runs), _order(runs[0], students), columns) for runs in groups.values()]
     return sorted(rows, key=lambda row: row.order)
 
 
-def method_order(dataset: str, trainer: str, method: str, shots: int, rank: float) -> tuple:
+def method_order(dataset: str, trainer: str, method: str, labeled: tuple[float, int], rank: float) -> tuple:
     """Return what sorts the rows of methods that learn.
 
     Args:
         dataset: the data set's short name.
         trainer: name of the trainer, without `_DHO`.
         method: name of the method, without DHO; VPT-3 comes before VPT-10.
-        shots: labeled images a class.
+        labeled: how many images are labeled, as `labeled_order` gives it.
         rank: place among the runs of the method, as in KINDS.
     """
     place = FAMILIES.index(trainer) if trainer in FAMILIES else len(FAMILIES)
-    return dataset, 1, False, place, trainer, _natural(method), shots, rank
+    return dataset, 1, False, place, trainer, _natural(method), labeled, rank
 
 
 def zero_shot_order(dataset: str, method: str, is_teacher: bool) -> tuple:
     """Return what sorts the zero-shot rows: the student first, both before all methods."""
-    return dataset, 0, is_teacher, 0, "", _natural(method), 0, 0
+    return dataset, 0, is_teacher, 0, "", _natural(method), labeled_order(None), 0
 
 
-def describe_shots(shots: int | None) -> str:
+def labeled_order(shots: int | None, percent: float | None = None) -> tuple[float, int]:
+    """Return what sorts rows by how many images are labeled: all, so many a class, so many percent."""
+    return percent or 0, 0 if percent else shots or 0
+
+
+def describe_labeled(result: dict[str, Any]) -> str:
     """Return the words of the column Labeled."""
+    shots, percent = result.get("shots"), labeled_percent(result)
+    if percent is not None:
+        return f"{percent:g}%"
     if shots is None:
         return "-"
     return f"{shots} shots" if shots > 0 else "all"
@@ -118,23 +139,23 @@ def _order(result: dict[str, Any], students: set[str | None]) -> tuple:
     if is_zero_shot(result):
         # the student is the backbone that the other runs adapt
         return *zero_shot_order(dataset, method, _backbone(result) not in students), *last
-    return *method_order(dataset, family(result), method, result.get("shots") or 0, KINDS.index(kind(result))), *last
+    labeled = labeled_order(result.get("shots"), labeled_percent(result))
+    return *method_order(dataset, family(result), method, labeled, KINDS.index(kind(result))), *last
 
 
-def _make_row(runs: list[dict[str, Any]], order: tuple) -> Row:
+def _make_row(runs: list[dict[str, Any]], order: tuple, columns: dict[str, str]) -> Row:
     _warn_of_differences(runs)
     first = runs[0]
     labels = {
         "Dataset": first["dataset"],
         "Method": first["method"],
-        "Labeled": describe_shots(first.get("shots")),
+        "Labeled": describe_labeled(first),
         "Teacher": first.get("teacher") or "-",
         "Unlabeled": "yes" if first.get("unlabeled") else "-",
         "Config": first.get("config_name") or "-",
         "Source": "ours",
     }
-    titles = {**TEST_SETS, "OOD": "OOD"}
-    scores = {title: _summarize([accuracy(run, name) for run in runs]) for name, title in titles.items()}
+    scores = {title: _summarize([accuracy(run, name) for run in runs]) for name, title in columns.items()}
     return Row(labels, scores, len(runs), order)
 
 

@@ -1,4 +1,4 @@
-"""One table from the runs' results.json, in the column order of the paper's Table 13."""
+"""One table from the runs' results.json; ImageNet's columns are those of the paper's Table 13."""
 
 import argparse
 import csv
@@ -31,19 +31,19 @@ def format_table(rows: Sequence[Row], style: str = "plain", decimals: int = 1) -
     Returns:
         The table.
     """
-    labels = _shown_labels(rows)
+    labels, titles = _shown_labels(rows), list(dict.fromkeys(title for row in rows for title in row.scores))
     if style == "csv":
-        return _format_csv(rows, labels, decimals)
+        return _format_csv(rows, labels, titles, decimals)
     escape = _escape_latex if style == "latex" else str
     body = [
         [
             *(escape(row.labels[name]) for name in labels),
-            *(_format_score(score, style, decimals) for score in row.scores.values()),
+            *(_format_score(row.scores.get(title), style, decimals) for title in titles),
             _format_seeds(row.seeds),
         ]
         for row in rows
     ]
-    headers = [*labels, *rows[0].scores, "Seeds"]
+    headers = [*labels, *map(escape, titles), "Seeds"]
     align = ["left"] * len(labels) + ["right"] * (len(headers) - len(labels))
     return tabulate(body, headers, tablefmt=FORMATS[style], disable_numparse=True, colalign=align)
 
@@ -87,7 +87,7 @@ def report(args: argparse.Namespace) -> str:
     results = (find_evaluations if args.evaluations else find_results)(args.directories)
     rows = build_rows(results)
     if args.evaluations:  # of the shifted sets only
-        rows = [replace(row, scores={k: v for k, v in row.scores.items() if k != "Val"}) for row in rows]
+        rows = [replace(row, scores={k: v for k, v in row.scores.items() if k != "Val"} or row.scores) for row in rows]
     if args.paper:
         rows = beside_the_papers(rows)
     table = format_table(rows, args.format, args.decimals)
@@ -121,12 +121,12 @@ def _escape_latex(text: str) -> str:
     return re.sub(r"([&%$#_{}])", r"\\\1", text)
 
 
-def _format_csv(rows: Sequence[Row], labels: list[str], decimals: int) -> str:
+def _format_csv(rows: Sequence[Row], labels: list[str], titles: list[str], decimals: int) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*labels, *(column for name in rows[0].scores for column in (name, f"{name} std")), "Seeds"])
+    writer.writerow([*labels, *(column for name in titles for column in (name, f"{name} std")), "Seeds"])
     for row in rows:
-        pairs = [(score.mean, score.std) if score else (None, None) for score in row.scores.values()]
+        pairs = [(score.mean, score.std) if score else (None, None) for score in map(row.scores.get, titles)]
         texts = ["" if number is None else f"{number:.{decimals}f}" for pair in pairs for number in pair]
         writer.writerow([*(row.labels[name] for name in labels), *texts, _format_seeds(row.seeds)])
     return stream.getvalue().rstrip("\n")

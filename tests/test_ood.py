@@ -28,6 +28,16 @@ def test_a_run_is_scored_at_its_own_mixing_by_default(run):
     assert found["val"] == score(TestLogits.load(run / "logits" / "val.safetensors"), 0.5, 1.0)
 
 
+def test_own_data_comes_with_its_test_images_first_and_further_sets_by_name(run):
+    for name in ("val", "imagenet_r", "imagenet_a", "imagenetv2", "imagenet_sketch"):
+        (run / "logits" / f"{name}.safetensors").rename(run / "logits" / f"x_{name}.safetensors")
+    for old, new in (("x_val", "sketches"), ("x_imagenet_a", "test"), ("x_imagenetv2", "night")):
+        (run / "logits" / f"{old}.safetensors").rename(run / "logits" / f"{new}.safetensors")
+    found = ood.rescore(run)
+    assert list(found) == ["test", "night", "sketches", "x_imagenet_r", "x_imagenet_sketch"]
+    assert "OOD" not in ood.table(found)
+
+
 def test_alpha_and_beta_may_be_changed(run, capsys, tmp_path):
     assert ood.main(["--alpha", "0.4", "--beta", "0.5", str(run), "--json", str(tmp_path / "out.json")]) == 0
     printed = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import statistics
 
 import pytest
@@ -124,6 +125,34 @@ def test_formats():
     }  # fmt: skip
     assert "two-sided paired t-test" in text
     assert "+4.500 ± 0.500" in format_comparisons(compare(runs), "simple", decimals=3)
+
+
+def test_other_data_is_compared_on_its_test_images():
+    def own(kind, seed, accuracy):
+        return result(kind, seed, None, dataset="photos", metrics={name: {"accuracy": accuracy} for name in sets})
+
+    sets = ("test", "night")
+    runs = [own("base", s, 60.0) for s in (1, 2)] + [own("unlabeled", s, 64.0 + s) for s in (1, 2)]
+    header, _, row, *_ = format_comparisons(compare(runs), "simple").splitlines()
+    assert header.split()[-6:] == ["Test", "Test", "range", "Test", "p", "Seeds"]
+    assert "+5.5 ± 0.7" in row
+    mixed = runs + [result("base", s, 60) for s in (1, 2)] + [result("unlabeled", s, 63) for s in (1, 2)]
+    header, _, mini, photos, *_ = format_comparisons(compare(mixed), "simple").splitlines()
+    titles = [title for title in re.split(r"  +", header.strip()) if not title.endswith((" range", " p"))]
+    assert titles[-4:] == ["Val", "Test", "OOD", "Seeds"]
+    assert mini.split()[-1] == photos.split()[-1] == "2"
+    sets = ("night",)
+    runs = [own("base", s, 60.0) for s in (1, 2)] + [own("unlabeled", s, 64.0) for s in (1, 2)]
+    assert "night range" in format_comparisons(compare(runs), "simple").splitlines()[0]
+
+
+def test_percentages_are_not_compared_with_shots():
+    percent = {"shots": -1, "labeled_percent": 1.0}
+    runs = [result("base", s, 60) for s in (1, 2)] + [result("unlabeled", s, 64, **percent) for s in (1, 2)]
+    assert compare(runs) == []
+    runs += [result("base", s, 61, **percent) for s in (1, 2)]
+    (found,) = compare(runs)
+    assert (found.labels["Labeled"], found.measures["Val"].mean) == ("1%", 3)
 
 
 def test_too_few_seeds_are_dashes():

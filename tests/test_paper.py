@@ -88,6 +88,29 @@ def test_each_of_the_papers_rows_follows_ours_of_the_same_method(tmp_path, capsy
     assert len(rows) == 2 + 12 + 17
 
 
+def test_the_papers_one_percent_stands_beside_ours_where_there_is_some(tmp_path, capsys):
+    percent = {"shots": -1, "labeled_percent": 1.0}
+    for folder, changes in (("shots", {}), ("percent", percent)):
+        write(tmp_path / folder, "LinearProbe", "LinearProbe", **changes)
+        write(tmp_path / folder, "LinearProbe_DHO", "LinearProbe + DHO", unlabeled=True, **changes)
+        write(tmp_path / folder, "VPT_DHO", "VPT-3 + DHO", unlabeled=True, **changes)
+    assert main([str(tmp_path), "--paper", "--format", "csv"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    linear = [(r["Source"], r["Labeled"], r["Unlabeled"]) for r in rows if r["Method"].startswith("Linear")]
+    assert linear == [
+        ("ours", "16 shots", "-"),
+        ("ours", "16 shots", "yes"),
+        ("ours", "1%", "-"),
+        ("paper", "1%", "-"),
+        ("paper", "1%", "-"),
+        ("ours", "1%", "yes"),
+        ("paper", "1%", "yes"),
+    ]
+    prompts = [(r["Source"], r["Labeled"]) for r in rows if r["Method"].startswith("VPT-3")]
+    assert prompts == [("paper", "1.25%")] * 2 + [("ours", "16 shots"), ("paper", "1.25%"), ("ours", "1%")]
+    assert len(rows) == 6 + 17
+
+
 def test_other_data_sets_have_no_numbers_in_the_paper(tmp_path, capsys):
     write(tmp_path, "CoOp", "CoOp", dataset="mini")
     assert main([str(tmp_path), "--paper"]) == 2

@@ -1,4 +1,4 @@
-"""The table: grouping, statistics against the standard library, order, formats and unusable files."""
+"""The table: columns, grouping, statistics against the standard library, order, formats and unusable files."""
 
 import csv
 import json
@@ -32,6 +32,12 @@ def write(folder, accuracies, **changes):
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(result))
+
+
+def write_own(folder, dataset="photos", name="ImageFolder", **sets):
+    """Write one results.json of a run on other data than ImageNet; accuracies by test set."""
+    metrics = {key: {"accuracy": value} for key, value in sets.items()}
+    write(folder, [None] * 5, dataset=dataset, metrics=metrics, config={"DATASET": {"NAME": name}})
 
 
 def write_seeds(folder, runs, **changes):
@@ -196,12 +202,14 @@ def test_columns_that_tell_rows_apart_appear_when_needed(tmp_path):
         ("[]", "not a JSON object"),
         ('{"trainer": "CoOp", "dataset": "mini", "metrics": {}}', "lacks a usable method"),
         ('{"trainer": "C", "dataset": "m", "method": "C", "shots": "16"}', "lacks a usable shots"),
-        ('{"trainer": "CoOp", "dataset": "mini", "method": "CoOp", "metrics": {}}', "hold none of val"),
+        ('{"trainer": "CoOp", "dataset": "mini", "method": "CoOp", "metrics": {}}', "hold no test set"),
         (
             '{"trainer": "C", "dataset": "m", "method": "C", "metrics": {"val": {"accuracy": NaN}}}',
             "no accuracy for val",
         ),
         ('{"trainer": "C", "dataset": "m", "method": "C", "metrics": {"val": {}}}', "no accuracy for val"),
+        ('{"trainer": "C", "dataset": "m", "method": "C", "metrics": {"night": 3}}', "no accuracy for night"),
+        ('{"trainer": "C", "dataset": "m", "method": "C", "labeled_percent": "1"}', "lacks a usable labeled_percent"),
     ],
 )
 def test_unusable_files_are_named_and_skipped(tmp_path, capsys, content, reason):
@@ -261,6 +269,103 @@ def test_evaluations_are_joined_under_the_run_that_they_used(tmp_path, capsys):
     assert (row["V2"], row["R"], row["OOD"]) == ("", "61.5", "")
     assert main([str(tmp_path / "runs"), "--evaluations"]) == 2
     assert main([str(tmp_path / "eval")]) == 2  # they are no runs of their own
+
+
+def columns_of(folder, *words, capsys):
+    """Return the number columns of the printed table, and its cells by row."""
+    assert main([str(folder), "--format", "csv", *words]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    labels = {"Dataset", "Method", "Labeled", "Teacher", "Unlabeled", "Config", "Seeds"}
+    return [name for name in rows[0] if name not in labels and not name.endswith(" std")], rows
+
+
+def test_other_data_has_the_column_test_then_further_sets_by_name(tmp_path, capsys):
+    write_own(tmp_path / "a", sketches=50.0, test=80.0, night=60.0, validation=99.0)
+    columns, (row,) = columns_of(tmp_path, capsys=capsys)
+    assert columns == ["Test", "night", "sketches"]
+    assert (row["Test"], row["night"], row["sketches"]) == ("80.0", "60.0", "50.0")
+    write_own(tmp_path / "b", dataset="dtd", name="DescribableTextures", test=40.0)
+    columns, rows = columns_of(tmp_path, capsys=capsys)
+    assert columns == ["Test", "night", "sketches"]
+    assert [(row["Dataset"], row["Test"], row["night"]) for row in rows] == [
+        ("dtd", "40.0", ""),
+        ("photos", "80.0", "60.0"),
+    ]
+    assert "80.0     60.0        50.0" in format_table(rows_of(tmp_path))
+
+
+def test_validation_images_in_the_place_of_test_are_one_column(tmp_path, capsys):
+    write_own(tmp_path, val=70.0)
+    assert columns_of(tmp_path, capsys=capsys)[0] == ["Val"]
+    assert columns_of(tmp_path, capsys=capsys)[1][0]["Val"] == "70.0"
+
+
+@pytest.mark.parametrize("name", ["ImageNet", None])
+def test_imagenet_keeps_all_its_columns_whatever_was_scored(tmp_path, capsys, name):
+    config = {"DATASET": {"NAME": name}} if name else {}
+    write(tmp_path, [70, None, None, None, None], config=config)
+    assert columns_of(tmp_path, capsys=capsys)[0] == ["Val", "V2", "Sketch", "R", "A", "OOD"]
+
+
+def test_several_data_sets_in_one_table(tmp_path, capsys):
+    write(tmp_path / "a", [70, 60, 50, 40, 30], config={"DATASET": {"NAME": "ImageNet"}})
+    write_own(tmp_path / "b", test=80.0, night=60.0, Sketch=55.0)
+    columns, (first, second) = columns_of(tmp_path, capsys=capsys)
+    assert columns == ["Test", "Val", "V2", "Sketch", "R", "A", "OOD", "Sketch (set)", "night"]
+    assert [first[name] for name in columns] == ["", "70.0", "60.0", "50.0", "40.0", "30.0", "45.0", "", ""]
+    assert [second[name] for name in columns] == ["80.0", "", "", "", "", "", "", "55.0", "60.0"]
+
+
+def test_the_mean_of_the_shifted_sets_needs_all_four(tmp_path, capsys):
+    shifted = dict(zip(SETS[1:], (10.0, 20.0, 30.0, 40.0), strict=True))
+    write_own(tmp_path, test=80.0, **shifted)
+    columns, (row,) = columns_of(tmp_path, capsys=capsys)
+    assert (columns, row["OOD"]) == (["Test", "V2", "Sketch", "R", "A", "OOD"], "25.0")
+    del shifted["imagenet_a"]
+    write_own(tmp_path, test=80.0, **shifted)
+    assert columns_of(tmp_path, capsys=capsys)[0] == ["Test", "V2", "Sketch", "R"]
+
+
+def test_a_run_scored_on_validation_images_alone_is_no_row(tmp_path, capsys):
+    write_own(tmp_path, validation=80.0)
+    assert main([str(tmp_path)]) == 2
+    assert "its metrics hold no test set" in capsys.readouterr().err
+
+
+def test_percentages_are_rows_of_their_own_behind_the_shots(tmp_path):
+    amounts = [(-1, 10.0), (4, None), (-1, 1.0), (-1, None), (16, 0), (-1, 2.5)]
+    for number, (shots, percent) in enumerate(amounts):
+        write_seeds(tmp_path / str(number), {s: [60] * 5 for s in (1, 2)}, shots=shots, labeled_percent=percent)
+    rows = rows_of(tmp_path)
+    assert [row.labels["Labeled"] for row in rows] == ["all", "4 shots", "16 shots", "1%", "2.5%", "10%"]
+    assert {row.seeds for row in rows} == {2}
+
+
+def test_a_model_that_learned_nothing_has_no_labeled_images(tmp_path):
+    zero_shot(tmp_path, "mini-student", [47] * 5)
+    content = json.loads((tmp_path / "results.json").read_text())
+    (tmp_path / "results.json").write_text(json.dumps({**content, "labeled_percent": 1.0}))
+    assert rows_of(tmp_path)[0].labels["Labeled"] == "-"
+
+
+def test_runs_from_before_percentages_are_the_same_rows(tmp_path):
+    write(tmp_path / "a", [60] * 5)
+    write(tmp_path / "b", [62] * 5, seed=2, labeled_percent=None)
+    assert [(row.seeds, row.labels["Labeled"]) for row in rows_of(tmp_path)] == [(2, "16 shots")]
+
+
+def test_a_model_that_was_evaluated_on_other_data(tmp_path, capsys):
+    """The column of the data set that it was trained on is not overwritten by another one's."""
+    trained = tmp_path / "runs/photos"
+    write_own(trained, test=80.0)
+    for dataset, accuracy in (("photos", 81.0), ("holiday", 60.0)):
+        folder = tmp_path / "eval" / dataset
+        write_own(folder, dataset=dataset, test=accuracy, night=accuracy - 10)
+        content = json.loads((folder / "results.json").read_text())
+        (folder / "results.json").write_text(json.dumps({**content, "model_dir": str(trained)}))
+    columns, (row,) = columns_of(tmp_path / "eval", "--evaluations", capsys=capsys)
+    assert columns == ["Test", "holiday", "night"]
+    assert (row["Test"], row["holiday"]) == ("81.0", "60.0")
 
 
 def test_a_seed_counts_once(tmp_path, capsys):
