@@ -166,7 +166,7 @@ class HeadEvaluation:
             "method": self.display_name(),
             "dataset": dataset_label(self.cfg),
             "shots": self.cfg.DATASET.NUM_SHOTS if self.get_model_names() else None,
-            "labeled_percent": self.cfg.DATASET.LABELED_PERCENT or None,
+            "labeled_percent": (self.cfg.DATASET.LABELED_PERCENT or None) if self.get_model_names() else None,
             "seed": self.cfg.SEED if self.get_model_names() else None,
             "unlabeled": self.uses_unlabeled(),
             "teacher": self.teacher_label,

@@ -134,8 +134,10 @@ def check_names(cfg) -> None:
     Raises:
         ConfigError: unknown trainer or data set; the message lists the known ones.
     """
+    import dho_plugin.data.fine_grained
     import dho_plugin.data.imagenet
-    import dho_plugin.trainers  # noqa: F401 (both fill the registries)
+    import dho_plugin.data.own
+    import dho_plugin.trainers  # noqa: F401 (all fill the registries)
     from dho_plugin.engine.registry import DATASET_REGISTRY, TRAINER_REGISTRY
 
     TRAINER_REGISTRY.get(cfg.TRAINER.NAME)

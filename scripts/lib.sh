@@ -179,6 +179,8 @@ count_runs() {
 train_kinds() {
   local method=$1 config=$2 kinds=$3 kind
   shift 3
+  # The paper warms up on ImageNet only (Table 6); 5000 steps are more than the whole training of a small set.
+  [[ $method != @(LinearProbe|VPT) || $DATASET = @(imagenet|mini) ]] || set -- OPTIM.WARMUP_STEPS 0 "$@"
   for kind in $kinds; do
     case $kind in
       base) train_seeds "$method" "$config" "" "$@" ;;
@@ -204,10 +206,13 @@ train_seeds() {
 
 # zero_shot TRAINER CONFIG WEIGHTS: evaluate a CLIP as it is, from a local file if WEIGHTS is not empty.
 zero_shot() {
-  local dir=$OUTPUT/$DATASET/$1/$2
+  local dir=$OUTPUT/$DATASET/$1/$2 k images=()
+  for ((k = 0; k < ${#PAIRS[@]}; k += 2)); do # what says which images and names are scored holds for these rows, too
+    [[ ${PAIRS[k]} != DATASET.@(TEST_SETS|TEMPLATES|CSV|SUBSAMPLE_CLASSES) ]] || images+=("${PAIRS[@]:k:2}")
+  done
   background "$dir" "$PYTHON" -m dho_plugin.train --root "$DATA" --seed 1 --trainer "$1" --eval-only \
     --dataset-config-file "$DATASET_FILE" --config-file "configs/trainers/$1/$2.yaml" --output-dir "$dir" \
-    "${DATASET_PAIRS[@]}" ${3:+MODEL.BACKBONE.CKPT "$3"}
+    "${DATASET_PAIRS[@]}" ${3:+MODEL.BACKBONE.CKPT "$3"} "${images[@]}"
 }
 
 # The reference rows of the student and of the teacher.

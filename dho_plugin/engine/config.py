@@ -169,8 +169,10 @@ def check_cfg(cfg: CfgNode) -> None:
         ("DATASET.NUM_SHOTS", data.NUM_SHOTS, data.NUM_SHOTS < 1 or not data.LABELED_PERCENT,
          "only -1 beside DATASET.LABELED_PERCENT: the one or the other says what is labeled"),
         ("DATASET.SHOTS_FROM", data.SHOTS_FROM, data.SHOTS_FROM in ("auto", "draw"), "auto or draw"),
-        ("DATASET.TEMPLATES", data.TEMPLATES, all(re.fullmatch(r"[^{}]*{}[^{}]*", t) for t in data.TEMPLATES),
-         "texts with one {} each, where the class name goes"),
+        *((key, value, all(re.fullmatch(r"[^{}]*{}[^{}]*", str(template)) for template in value),
+           "texts with one {} each, where the class name goes")
+          for key, value in (("DATASET.TEMPLATES", data.TEMPLATES),
+                             ("TRAINER.PROMPTSRC.TEMPLATES", cfg.TRAINER.PROMPTSRC.TEMPLATES))),
         *((f"DATASET.{key}", data[key], not data[key] or data.NAME == "ImageFolder", "only empty, but for ImageFolder")
           for key in ("CSV", "TEST_SETS")),
         ("INPUT.JPEG_GAP", cfg.INPUT.JPEG_GAP, cfg.INPUT.JPEG_GAP == 0 or cfg.INPUT.JPEG_GAP >= 1, "0, or 1 and above"),

@@ -45,6 +45,7 @@ class TrainerX(ModelStore, TrainingStreams):
         self.best_result: float | None = None
         self._writer: SummaryWriter | None = None
         self.dataset: DatasetBase = DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
+        print(self.dataset.summary(cfg.DATASET.NAME))
         self.classes = self.dataset.classes
         set_seed(cfg.SEED)
         self.build_model()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+from dho_plugin.data.folders import nfc, read_classnames
 from dho_plugin.engine.data import ClassInfo
 from dho_plugin.engine.views import Preprocess
 from dho_plugin.errors import ConfigError, DataError
@@ -60,13 +62,10 @@ def _class_names(path: str, classes: Sequence[ClassInfo]) -> list[str]:
     if not path:
         return [info.name for info in classes]
     try:
-        with open(path, encoding="utf-8") as file:
-            given = dict(line.split(maxsplit=1) for line in file.read().splitlines() if line.strip())
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"TRAINER.DHO.TEACHER.CLASSNAMES: {path!r} is not a list of 'key name' lines: {error}"
-        ) from error
-    keys = [info.key for info in classes]
+        given = read_classnames(Path(path))
+    except DataError as error:
+        raise DataError(f"TRAINER.DHO.TEACHER.CLASSNAMES: {error}") from error
+    keys = [nfc(info.key) for info in classes]
     missing, surplus = sorted(set(keys) - given.keys()), sorted(given.keys() - set(keys))
     if missing or surplus:
         raise DataError(

@@ -206,3 +206,20 @@ def test_a_percentage_may_be_labeled(pretend):
     assert started(calls)[2] == ("LinearProbe_DHO", "vit_b16_ep20_1percent/seed2")
     assert "DATASET.NUM_SHOTS -1 DATASET.LABELED_PERCENT 1" in " ".join(calls[4])
     assert pretend("scripts/linear_probe_dho.sh", "imagenet", "%1")[0].returncode == 2
+
+
+def test_words_about_the_images_hold_for_the_zero_shot_rows_too(pretend):
+    words = ("DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.LR", "1", "DATASET.TEMPLATES", "('a {}.',)")
+    _, calls = pretend("scripts/coop_dho.sh", "imagenet", "4", *words, SEEDS="1")
+    for call in calls[:4:2]:
+        line = " ".join(call)
+        assert "DATASET.SUBSAMPLE_CLASSES base DATASET.TEMPLATES ('a {}.',)" in line
+        assert "OPTIM.LR" not in line
+
+
+@pytest.mark.parametrize(("dataset", "steps"), [("imagenet", False), ("caltech101", True)])
+def test_small_sets_are_not_warmed_up_longer_than_they_train(pretend, dataset, steps):
+    _, calls = pretend("scripts/linear_probe_dho.sh", dataset, "4", "OPTIM.WARMUP_STEPS", "7", SEEDS="1")
+    line = " ".join(calls[4])
+    assert ("OPTIM.WARMUP_STEPS 0 OPTIM.WARMUP_STEPS 7" in line) == steps
+    assert line.endswith("OPTIM.WARMUP_STEPS 7")

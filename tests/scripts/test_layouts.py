@@ -1,0 +1,86 @@
+"""Every data set's layout through the scripts, with real trainers, tiny CLIPs and small generated images."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CONFIGS = {
+    "caltech101": "Caltech101",
+    "oxford_pets": "OxfordPets",
+    "stanford_cars": "StanfordCars",
+    "oxford_flowers": "OxfordFlowers",
+    "food101": "Food101",
+    "fgvc_aircraft": "FGVCAircraft",
+    "sun397": "SUN397",
+    "dtd": "DescribableTextures",
+    "eurosat": "EuroSAT",
+    "ucf101": "UCF101",
+}
+SMALL = ("OPTIM.MAX_EPOCH", "1", "DATALOADER.NUM_WORKERS", "0")
+
+
+@pytest.fixture
+def settings(tmp_path, tiny_weights):
+    """Return the environment of a small run whose data lies in this test's folder."""
+    return {
+        "DATA": str(tmp_path), "OUTPUT": str(tmp_path / "out"), "SEEDS": "1", "JOBS": "2",
+        "STUDENT_CKPT": tiny_weights[0], "TEACHER_CKPT": tiny_weights[1],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_fine_grained_set_from_its_files_to_the_table(run, fine_grained_tree, settings, tmp_path, name):
+    tree = fine_grained_tree(CONFIGS[name], split=name != "dtd")  # one of them is made, the others are read
+    done = run("scripts/coop_dho.sh", name, "2", *SMALL, **settings)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "out" / name / "CoOp_DHO/vit_b16_ep50_ctxv1_2shots/seed1"
+    result = json.loads((folder / "results.json").read_text())
+    assert result["dataset"] == CONFIGS[name].lower()
+    assert result["metrics"]["test"]["n"] == (len(tree.parts["test"]) if name != "dtd" else 12)
+    assert result["metrics"]["test"]["alpha"] == result["alpha"]  # chosen on the set's own validation images
+    assert (folder / "logits/validation.safetensors").exists()
+    row = next(line for line in done.stdout.splitlines() if line.startswith("CoOp + DHO"))
+    assert f"{result['metrics']['test']['accuracy']:.1f}" in row
+    assert "2 shots" in row
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Write a user's folder of photos: three classes, a heap of unsorted ones, test photos and a night set."""
+    rng, home = np.random.default_rng(0), tmp_path / "my photos"
+    counts = {f"train/{c}": 4 for c in ("cat", "snow_owl", "größe")} | {f"test/{c}": 2 for c in ("cat", "größe")}
+    for folder, count in (counts | {"unlabeled/2024": 5, "night/cat": 1, "night/snow_owl": 2}).items():
+        (home / folder).mkdir(parents=True)
+        for number in range(count):
+            image = Image.fromarray(rng.integers(0, 256, (32, 40, 3), dtype=np.uint8))
+            image.save(home / folder / f"{number}.jpg")
+    return home
+
+
+def as_csv(home):
+    """Write the CSV that says of a folder of photos what its folders say."""
+    lines = ["path,label,split"]
+    for path in sorted(home.rglob("*.jpg")):
+        split, name = path.relative_to(home).parts[:2]
+        lines.append(f"{path.relative_to(home)},{'' if split == 'unlabeled' else name},{split}")
+    (home / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
+    return home / "labels.csv"
+
+
+def test_a_folder_of_photos_and_its_csv_give_the_same_table(run, photos, settings, tmp_path):
+    options = ("DATASET.TEST_SETS", "('night',)", *SMALL, "DATALOADER.TRAIN_X.BATCH_SIZE", "4")
+    tables = []
+    for where, name in ((photos, "my_photos"), (as_csv(photos), "my_photos_labels")):
+        done = run("scripts/coop_dho.sh", str(where), "2", *options, **settings | {"DATA": "/nowhere"})
+        assert done.returncode == 0, done.stderr
+        tables.append(done.stdout[done.stdout.rindex("Method") :])
+        folder = tmp_path / "out" / name / "CoOp_DHO/vit_b16_ep50_ctxv1_2shots/seed1"
+        metrics = json.loads((folder / "results.json").read_text())["metrics"]
+        assert {key: value["n"] for key, value in metrics.items()} == {"test": 4, "night": 3}
+        log = (folder / "log.txt").read_text()
+        assert "# train_x  6\n# train_u  11\n# test     4\n# night    3\n" in log
+    assert tables[0] == tables[1]
+    assert tables[0].split("\n")[0].split()[-3:] == ["Test", "night", "Seeds"]
+    assert "CLIP zero-shot ViT-L/14@336px" in tables[0]
