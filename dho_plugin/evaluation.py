@@ -46,7 +46,9 @@ class HeadEvaluation:
         """
         self.net.eval()
         keep = columns([c.key for c in self.classes], [c.key for c in classes]).to(self.device)
-        dataset = EvalDataset(items, self.student_preprocess, unreadable=self.cfg.DATASET.UNREADABLE)
+        dataset = EvalDataset(
+            items, self.student_preprocess, unreadable=self.cfg.DATASET.UNREADABLE, jpeg_gap=self.cfg.INPUT.JPEG_GAP
+        )
         loader = self.cfg.DATALOADER
         batches = eval_loader(dataset, loader.TEST.BATCH_SIZE, workers=loader.NUM_WORKERS, device=self.device)
         ce, labels = torch.empty(len(items), len(classes), dtype=torch.float16), torch.empty(len(items)).long()

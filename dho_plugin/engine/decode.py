@@ -1,14 +1,27 @@
-"""Reading image files of any colour mode."""
+"""Reading image files of any colour mode, large JPEGs with the decoder's own downscaling."""
 
 import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from dho_plugin.errors import DataError
 
 # What Pillow's decoders raise on damaged files.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+_DECODE_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError),
+    *(struct.error, Image.DecompressionBombError),
+)
+JPEG_SCALES = (8, 4, 2, 1)
+
+# Set once for the process: changed for each image, Python would print its once-only warnings over and over.
+# Images up to Pillow's error limit are read, and nothing in the EXIF data is used, so neither warning says anything.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 
 class UnreadableImageError(DataError):
@@ -19,30 +32,91 @@ class UnreadableImageError(DataError):
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
-def read_image(path: str) -> Image.Image:
-    """Decode an image file of any colour mode as RGB, 8 bits a channel.
+class ImageFile:
+    """An image file whose size is known before its pixels are decoded, so that they can be decoded smaller.
+
+    The size is the stored one: a JPEG's EXIF orientation is ignored, as torchvision's ImageFolder ignores it.
 
     Args:
         path: path of the file.
 
-    Returns:
-        The image; transparency is dropped, 16-bit gray values are scaled.
+    Attributes:
+        size: width and height in pixels.
 
     Raises:
-        UnreadableImageError: the file is missing, damaged, truncated or no image.
+        UnreadableImageError: the file is missing, no image, or larger than Pillow's limit.
     """
+
+    def __init__(self, path: str):
+        self.path = path
+        with _explained(path):
+            self._file = Image.open(path)
+            # Some formats learn their true size as they are decoded, and none of them is decoded smaller.
+            if not isinstance(self._file, JpegImageFile):
+                self._load()
+        self.size: tuple[int, int] = self._file.size
+
+    def decode(self, reduction: float = 1.0) -> tuple[Image.Image, int]:
+        """Decode the file as RGB, 8 bits a channel; it can be done once.
+
+        Args:
+            reduction: how many times smaller a JPEG may come; other formats come as they are.
+
+        Returns:
+            The image and the scale 1, 2, 4 or 8 <= reduction: pixel x of the image covers the pixels [x * scale,
+            (x + 1) * scale) of the file, so its size is rounded up. Transparency is dropped, 16-bit gray is scaled.
+
+        Raises:
+            UnreadableImageError: the file is damaged or truncated.
+        """
+        scale = 1
+        with _explained(self.path):
+            if isinstance(self._file, JpegImageFile):
+                scale = self._draft(next(scale for scale in JPEG_SCALES if scale <= max(1, reduction)))
+                self._load()
+            return _to_rgb(self._file), scale
+
+    def _draft(self, scale: int) -> int:
+        """Tell the decoder to come `scale` times smaller, and return how much smaller it comes."""
+        if scale == 1:
+            return 1
+        width, height = self.size
+        drafted = self._file.draft(None, (max(1, width // scale), max(1, height // scale)))
+        return round(width / drafted[1][2]) if drafted else 1
+
+    def _load(self) -> None:
+        with self._file:  # closes the file; the pixels stay
+            self._file.load()
+
+
+def read_image(path: str) -> Image.Image:
+    """Decode an image file of any colour mode at its full size, as RGB, 8 bits a channel: see `ImageFile`.
+
+    Raises:
+        UnreadableImageError: the file is missing, damaged, truncated, no image, or larger than Pillow's limit.
+    """
+    return ImageFile(path).decode()[0]
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Turn a decoder's error into one that names the file and what to do."""
     try:
-        with Image.open(path) as image:
-            return _to_rgb(image)
+        yield
     except _DECODE_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        mend = "Replace or remove the file"
+        if isinstance(error, Image.DecompressionBombError):
+            mend = f"Make it smaller: up to {2 * Image.MAX_IMAGE_PIXELS:,} pixels are read"
         raise UnreadableImageError(
-            f"{path}: cannot be read as an image ({reason}). Replace or remove the file, "
+            f"{path}: cannot be read as an image ({reason}). {mend}, "
             "or set DATASET.UNREADABLE skip to go on without it."
         ) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":  # convert() would copy it
+        return image
     if image.mode.startswith("I"):  # convert("RGB") would clip 16-bit values at 255
         gray = np.asarray(image).clip(0, 65535) // 257
         image = Image.fromarray(gray.astype(np.uint8))

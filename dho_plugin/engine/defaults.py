@@ -31,7 +31,7 @@ DEFAULTS = {
         "RGS_P": 0.2,
         "GB_P": 0.5,
         "GB_K": 21,
-        "JPEG_GAP": 2.0,  # ours: a JPEG is decoded smaller where its crop stays this many times the input; 0: never
+        "JPEG_GAP": 3.0,  # ours: a JPEG is decoded smaller where its crop stays this many times the input; 0: never
         "VIEW_SEED": 0,  # ours: a view is a function of (this seed, image index, view number), the same for all runs
     },
     "DATASET": {

@@ -9,8 +9,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from dho_plugin.engine.data import Datum, ImageList
-from dho_plugin.engine.decode import UnreadableImageError, read_image
-from dho_plugin.engine.views import Preprocess, ViewSpec, apply_view, eval_transform
+from dho_plugin.engine.decode import ImageFile, UnreadableImageError
+from dho_plugin.engine.views import Preprocess, View, ViewSpec, apply_view, eval_transform, possible_reduction
 from dho_plugin.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,9 @@ class _ImageTable(Dataset):
 class ViewDataset(_ImageTable):
     """Training images: `dataset[position, view]` is view number `view` of the image at `position`.
 
-    Each image is decoded once for both models. A row has Dassl's keys: `img` (3, S, S) float32, `label`, `domain`,
-    `impath`, `index`, and `img_teacher` (3, S', S') where there is a teacher.
+    Each image is decoded once for both models; what a view shows is fixed before and does not depend on how. A row has
+    Dassl's keys: `img` (3, S, S) float32, `label`, `domain`, `impath`, `index`, and `img_teacher` (3, S', S') where
+    there is a teacher.
 
     Args:
         items: the images; each needs its index.
@@ -50,6 +51,8 @@ class ViewDataset(_ImageTable):
         teacher: preprocessing of a teacher that looks at the same view, or None.
         views: the views to draw.
         unreadable: "error" stops at a damaged file, "skip" takes the next readable one in its place.
+        jpeg_gap: `INPUT.JPEG_GAP`: a JPEG is decoded smaller where the view keeps this many times the pixels of the
+            larger of both inputs a side; 0 never does.
 
     Raises:
         DataError: there are no images, or one has no index.
@@ -64,37 +67,42 @@ class ViewDataset(_ImageTable):
         *,
         views: ViewSpec,
         unreadable: Literal["error", "skip"] = "error",
+        jpeg_gap: float = 0.0,
     ):
         super().__init__(items, unreadable)
         if not len(items):
             raise DataError("there are no images to train on")
         if (self.items.numbers[:, 2] < 0).any():
             raise DataError("training images need Datum.index >= 0: their views are keyed by it")
-        self.student, self.teacher, self.views = student, teacher, views
+        self.student, self.teacher, self.views, self.jpeg_gap = student, teacher, views, jpeg_gap
+        self.size = max(pre.size for pre in (student, teacher) if pre is not None)
         # Shared between the workers, so that each damaged file is reported once.
         self.damaged = torch.zeros(len(items), dtype=torch.bool).share_memory_()
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
-        position, view = key
-        position, image = self._readable(position)
-        where = self.views.draw(int(self.items.numbers[position, 2]), view, *image.size)
-        images = {"img": apply_view(image, where, self.student)}
+        position, where, image, scale = self._readable(*key)
+        images = {"img": apply_view(image, where, self.student, scale)}
         if self.teacher is not None:
-            images["img_teacher"] = apply_view(image, where, self.teacher)
+            images["img_teacher"] = apply_view(image, where, self.teacher, scale)
         return self.row(position, **images)
 
-    def _readable(self, start: int) -> tuple[int, Image.Image]:
+    def _readable(self, start: int, view: int) -> tuple[int, View, Image.Image, int]:
         for position in ((start + step) % len(self) for step in range(len(self))):
             if self.damaged[position]:
                 continue
             try:
-                return position, read_image(self.path(position))
+                return position, *self._decode(position, view)
             except UnreadableImageError:
                 if not self.skip:
                     raise
                 self.damaged[position] = True
                 log.warning("%s: cannot be read; another image takes its place", self.path(position))
         raise UnreadableImageError(f"none of the {len(self)} images can be read, the first is {self.path(0)}")
+
+    def _decode(self, position: int, view: int) -> tuple[View, Image.Image, int]:
+        file = ImageFile(self.path(position))
+        where = self.views.draw(int(self.items.numbers[position, 2]), view, *file.size)
+        return where, *file.decode(possible_reduction(where.width, where.height, self.size, self.jpeg_gap))
 
 
 class EvalDataset(_ImageTable):
@@ -105,19 +113,30 @@ class EvalDataset(_ImageTable):
         pre: preprocessing of the model.
         unreadable: "error" stops at a damaged file; "skip" gives a black image with label -1 in its place, for the
             evaluator to count.
+        jpeg_gap: `INPUT.JPEG_GAP`: a JPEG is decoded smaller where its shorter side keeps this many times the model's
+            input; 0 never does.
 
     Raises:
         ConfigError: `unreadable` is neither of the two.
     """
 
-    def __init__(self, items: Sequence[Datum], pre: Preprocess, *, unreadable: Literal["error", "skip"] = "error"):
+    def __init__(
+        self,
+        items: Sequence[Datum],
+        pre: Preprocess,
+        *,
+        unreadable: Literal["error", "skip"] = "error",
+        jpeg_gap: float = 0.0,
+    ):
         super().__init__(items, unreadable)
-        self.pre = pre
+        self.pre, self.jpeg_gap = pre, jpeg_gap
 
     def __getitem__(self, position: int) -> dict:
         try:
-            return self.row(position, img=eval_transform(read_image(self.path(position)), self.pre))
+            file = ImageFile(self.path(position))
+            image, scale = file.decode(possible_reduction(*file.size, self.pre.size, self.jpeg_gap))
         except UnreadableImageError:
             if not self.skip:
                 raise
             return self.row(position, img=torch.zeros(3, self.pre.size, self.pre.size)) | {"label": -1}
+        return self.row(position, img=eval_transform(image, self.pre, scale, file.size))

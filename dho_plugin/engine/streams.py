@@ -58,11 +58,9 @@ class TrainingStreams:
 
     def train_stream(self, name: str, items: list, batch_size: int, start_step: int) -> Iterator[dict]:
         """Return the batches of one stream from `start_step` to the end of training, moved to the device."""
-        unreadable = self.cfg.DATASET.UNREADABLE
-        views = self.view_spec()
-        dataset = ViewDataset(
-            items, self.student_preprocess, self.teacher_preprocess, views=views, unreadable=unreadable
-        )
+        options = {"unreadable": self.cfg.DATASET.UNREADABLE, "jpeg_gap": self.cfg.INPUT.JPEG_GAP}
+        models = self.student_preprocess, self.teacher_preprocess
+        dataset = ViewDataset(items, *models, views=self.view_spec(), **options)
         share = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
         batches = StepBatches(len(items), batch_size, self.total_steps(), self.cfg.SEED, name, start_step, **share)
         workers = self.cfg.DATALOADER.NUM_WORKERS

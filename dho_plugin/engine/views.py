@@ -11,8 +11,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
+
+from dho_plugin.engine.counter import random_bits
 
 CROP_TRIES = 10
 _DRAWS_PER_TRY = 4
@@ -71,27 +72,6 @@ class ViewSpec:
         """Draw one view: `draw_view` with this run's settings."""
         options = {"scale": self.scale, "ratio": self.ratio, "crop": self.crop, "flip": self.flip}
         return draw_view(self.seed, index, view, width, height, **options)
-
-
-def random_bits(seed: int, stream: int, n: int, *counter: int) -> np.ndarray:
-    """Return n counter-based random words: the same for the same arguments, on any machine.
-
-    Only Philox's raw output is used, which NumPy keeps stable; its distributions may change between versions.
-
-    Args:
-        seed: 0 <= seed < 2**64.
-        stream: number of the independent stream, 0 <= stream < 2**64.
-        n: how many words.
-        counter: up to three numbers >= 0 that say which block of the stream.
-
-    Returns:
-        uint64 array (n,).
-    """
-    words = (0, *counter, *[0] * (3 - len(counter)))  # the first word counts the words that are drawn
-    bits = np.random.Philox(
-        key=np.array([seed, stream], dtype=np.uint64), counter=np.array(words, dtype=np.uint64)
-    ).random_raw(n)
-    return np.asarray(bits, dtype=np.uint64)
 
 
 def draw_view(
@@ -153,43 +133,78 @@ def _central_box(width: int, height: int, ratio: tuple[float, float]) -> tuple[i
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def apply_view(image: Image.Image, view: View, pre: Preprocess) -> torch.Tensor:
+def apply_view(image: Image.Image, view: View, pre: Preprocess, scale: int = 1) -> torch.Tensor:
     """Cut a view out of an image, resize it with antialiasing, mirror and normalize it.
 
     Args:
-        image: RGB image of the size that the view was drawn for.
-        view: the crop and flip.
+        image: RGB image of the size that the view was drawn for, or decoded smaller.
+        view: the crop and flip, in pixels of the original.
         pre: size, filter and normalization of the model that will see it.
+        scale: how many times smaller than the original the image was decoded.
 
     Returns:
         float32 (3, S, S).
     """
-    # Crop first: `Image.resize(box=...)` would let pixels outside the view bleed into its border.
-    size = [pre.size, pre.size]
-    image = F.resized_crop(image, view.top, view.left, view.height, view.width, size, _filter(pre))
-    return _normalize(F.horizontal_flip(image) if view.flip else image, pre)
+    box = (view.left, view.top, view.left + view.width, view.top + view.height)
+    image = _cut(image, box, (pre.size, pre.size), pre, scale)
+    return normalize(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else image, pre)
 
 
-def eval_transform(image: Image.Image, pre: Preprocess) -> torch.Tensor:
+def eval_transform(
+    image: Image.Image, pre: Preprocess, scale: int = 1, size: tuple[int, int] | None = None
+) -> torch.Tensor:
     """Prepare an image for evaluation as CLIP does: resize, center crop, normalize.
 
     Args:
         image: RGB image.
         pre: size, filter, resize mode and normalization of the model that will see it.
+        scale: how many times smaller than the original the image was decoded.
+        size: width and height of the original, where the scale is above 1.
 
     Returns:
         float32 (3, S, S).
     """
-    square = [pre.size, pre.size]
-    if pre.resize_mode == "squash":
-        return _normalize(F.resize(image, square, _filter(pre)), pre)
-    return _normalize(F.center_crop(F.resize(image, [pre.size], _filter(pre)), square), pre)
+    width, height = size or image.size
+    shorter = min(width, height)
+    resized = (pre.size, pre.size)
+    if pre.resize_mode == "shortest":
+        resized = (pre.size * width // shorter, pre.size * height // shorter)
+    image = _cut(image, (0, 0, width, height), resized, pre, scale)
+    return normalize(F.center_crop(image, [pre.size, pre.size]), pre)
 
 
-def _filter(pre: Preprocess) -> InterpolationMode:
-    return InterpolationMode(pre.interpolation)
+def possible_reduction(width: int, height: int, size: int, gap: float) -> float:
+    """Return how many times smaller a region may be decoded and keep `gap` times the pixels that it is resized to.
+
+    Args:
+        width: width of the region in pixels of the original: a view, or the whole image at evaluation.
+        height: its height.
+        size: side of the model's input in pixels, the largest where several models look at one decoded image.
+        gap: `INPUT.JPEG_GAP`; 0 never decodes smaller.
+
+    Returns:
+        The limit of the reduction; below 1 where the region is small already.
+    """
+    return min(width, height) / (gap * size) if gap else 1.0
 
 
-def _normalize(image: Image.Image, pre: Preprocess) -> torch.Tensor:
+def _cut(
+    image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int], pre: Preprocess, scale: int
+) -> Image.Image:
+    """Resize a box (left, top, right, bottom) of the original, of which `image` is a `scale` times smaller copy."""
+    left, top, right, bottom = box
+    outer = (left // scale, top // scale, -(-right // scale), -(-bottom // scale))
+    # The box is kept to the fraction of a pixel: rounded, it would shift the picture, which costs several times the
+    # error of the smaller decoding.
+    x, y = outer[:2]
+    inner = (left / scale - x, top / scale - y, right / scale - x, bottom / scale - y)
+    # Crop first: `resize(box=...)` alone would let pixels outside the view bleed into its border.
+    if outer != (0, 0, *image.size):
+        image = image.crop(outer)
+    return image.resize(size, Image.Resampling[pre.interpolation.upper()], box=inner)
+
+
+def normalize(image: Image.Image, pre: Preprocess) -> torch.Tensor:
+    """Return an RGB image (H, W) as a model wants it, float32 (3, H, W): scaled to 0..1, less mean, over std."""
     tensor = F.to_dtype(F.pil_to_tensor(image).contiguous(), torch.float32, scale=True)
     return F.normalize(tensor, list(pre.mean), list(pre.std), inplace=True)

@@ -4,7 +4,15 @@ import torch
 from PIL import Image
 from torchvision import transforms as T
 
-from dho_plugin.engine.views import Preprocess, View, ViewSpec, apply_view, draw_view, eval_transform
+from dho_plugin.engine.views import (
+    Preprocess,
+    View,
+    ViewSpec,
+    apply_view,
+    draw_view,
+    eval_transform,
+    possible_reduction,
+)
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -143,3 +151,54 @@ def test_squashed_evaluation_ignores_the_aspect_ratio():
     image, pre = noise(50, 37), Preprocess(24, MEAN, STD, "bicubic", "squash")
     plain = image.resize((24, 24), Image.Resampling.BICUBIC)
     np.testing.assert_allclose(eval_transform(image, pre).numpy(), normalized(plain, pre), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "view", [View(0, 0, 400, 304, False), View(13, 7, 301, 290, True), View(301, 200, 99, 104, False)]
+)
+def test_a_view_of_a_smaller_copy_stays_where_it_is(view):
+    """On a smooth picture the values follow the place; only at the edge a coarser pixel tells."""
+    x, y = np.meshgrid(np.arange(400) / 399, np.arange(304) / 303)
+    full = (255 * np.stack([x, y, (x + y) / 2], axis=-1)).round()
+    pre = Preprocess(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    exact = apply_view(Image.fromarray(full.astype(np.uint8)), view, pre)
+    for scale in (2, 4, 8):
+        blocks = full.reshape(304 // scale, scale, 400 // scale, scale, 3).mean(axis=(1, 3)).round().astype(np.uint8)
+        small = apply_view(Image.fromarray(blocks), view, pre, scale)
+        assert small.shape == exact.shape
+        assert (small - exact)[:, 2:-2, 2:-2].abs().max() * 255 < 1.5
+        assert (small - exact).abs().max() * 255 < 1 + scale / 2
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_pixels_outside_the_view_do_not_matter_in_a_smaller_copy(scale):
+    image, pre = noise(90, 70), Preprocess(16, MEAN, STD)
+    box = (3, 2, 41, 30)
+    other = Image.new("RGB", image.size)
+    other.paste(image.crop(box), box)
+    # Less than a pixel of the copy more than the box.
+    view = View(3 * scale + 1, 2 * scale + scale - 1, 38 * scale - 2, 28 * scale - scale, False)
+    assert torch.equal(apply_view(image, view, pre, scale), apply_view(other, view, pre, scale))
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("size", [(331, 203), (205, 333), (256, 200)])
+def test_evaluation_of_a_smaller_copy_knows_the_true_size(mode, size):
+    """The copy is rounded up; where its last pixel reaches out of the original, it must not be squeezed in."""
+    pre = Preprocess(20, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bicubic", mode)
+    width, height = size
+    x, y = np.meshgrid(np.arange(-(-width // 8) * 8), np.arange(-(-height // 8) * 8))
+    wide = np.stack([x * 0.7, y * 0.7, (x + y) / 3], axis=-1)
+    exact = eval_transform(Image.fromarray(wide[:height, :width].round().astype(np.uint8)), pre)
+    for scale in (2, 4, 8):
+        rows, columns = -(-height // scale), -(-width // scale)
+        blocks = wide[: rows * scale, : columns * scale].reshape(rows, scale, columns, scale, 3).mean(axis=(1, 3))
+        small = eval_transform(Image.fromarray(blocks.round().astype(np.uint8)), pre, scale, size)
+        assert (small - exact)[:, 2:-2, 2:-2].abs().max() * 255 < 1.5
+
+
+def test_the_possible_reduction_keeps_the_gap_on_the_shorter_side():
+    assert possible_reduction(1344, 2000, 224, 3.0) == 2.0
+    assert possible_reduction(2000, 1344, 224, 1.0) == 6.0
+    assert possible_reduction(100, 2000, 224, 1.0) < 1
+    assert possible_reduction(9000, 9000, 224, 0.0) == 1.0

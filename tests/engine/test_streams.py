@@ -1,0 +1,31 @@
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dho_plugin.engine.config import get_cfg_default
+from dho_plugin.engine.data import Datum
+from dho_plugin.engine.image_sets import ViewDataset
+from dho_plugin.engine.streams import TrainingStreams
+from dho_plugin.engine.views import Preprocess
+
+
+def test_a_stream_reads_jpegs_with_the_gap_of_the_config(tmp_path):
+    path = tmp_path / "x.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)).save(path)
+    items = [Datum(str(path), 0, index=0)] * 2
+    streams = TrainingStreams()
+    streams.device, streams.accelerator = "cpu", SimpleNamespace(process_index=0, num_processes=1)
+    streams.student_preprocess = Preprocess(16, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    streams.dataset = SimpleNamespace(train_x=items, train_u=[])
+    streams.cfg = get_cfg_default()
+    settings = ["SEED", 1, "DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 2, "OPTIM.MAX_EPOCH", 1]
+    streams.cfg.merge_from_list([*settings, "INPUT.TRANSFORMS", ["random_flip"]])
+    first = {}
+    for gap in (0.0, 4.0):
+        streams.cfg.INPUT.JPEG_GAP = gap
+        first[gap] = next(streams.train_streams(0)[0])["img"]
+        plain = ViewDataset(items, streams.student_preprocess, views=streams.view_spec(), jpeg_gap=gap)
+        assert any(torch.equal(first[gap][0], plain[0, view]["img"]) for view in (0, 1))
+    assert not torch.equal(first[0.0], first[4.0])
