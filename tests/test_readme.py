@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import dho_plugin.data.__main__ as data_command
 from dho_plugin import ood, tables
-from dho_plugin.engine.config import flatten, get_cfg_default
+from dho_plugin.engine.config import check_cfg, flatten, get_cfg_default
 from dho_plugin.train import build_parser, setup_cfg
 
 ROOT = Path(__file__).parent.parent
@@ -37,13 +38,46 @@ def test_every_key_in_the_table_exists_with_that_default():
     assert named == set(defaults)
 
 
+def test_every_data_key_in_the_table_exists_with_that_default():
+    defaults = get_cfg_default().DATASET
+    table = README[README.index("| key (`DATASET.`)") :].split("\n\n")[0]
+    rows = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table.splitlines()[2:]]
+    assert len(rows) > 5
+    for keys, _, default in rows:
+        for key in re.findall(r"`([^`]+)`", keys):
+            assert default == "-" or str(defaults[key]).removesuffix(".0") == default, key
+
+
+def test_every_data_set_that_is_named_has_a_config():
+    block = README[README.index("scripts/coop_dho.sh oxford_pets 16") :].split("bash ")[0]
+    named = set(re.findall(r"[a-z]\w*", block.replace(" or ", " "))) - {"scripts", "coop_dho", "sh"}
+    assert len(named) == 10
+    assert all((ROOT / "configs/datasets" / f"{name}.yaml").exists() for name in named), named
+
+
+def test_the_data_check_s_words_exist():
+    words = re.search(r"python -m dho_plugin.data (check .*)", README)[1]
+    args = data_command.build_parser().parse_args(shlex.split(words))
+    assert args.verify
+
+
+def test_the_evaluation_in_the_page_on_own_data_is_a_command_line():
+    page = (ROOT / "docs/OWN_DATA.md").read_text(encoding="utf-8")
+    command = page[page.index("python -m dho_plugin.train") :].split("```")[0].replace("\\\n", " ")
+    args = build_parser().parse_args(shlex.split(command)[3:])
+    cfg = setup_cfg(args)
+    assert (cfg.DATASET.NAME, cfg.DATASET.PREFIX, args.load_epoch) == ("ImageFolder", "new", cfg.OPTIM.MAX_EPOCH)
+    check_cfg(cfg)
+
+
 def test_the_commands_exist():
     commands = re.findall(r"^(bash scripts/\S+|python -m \S+)", README, re.MULTILINE)
     assert commands
     for command in commands:
         what = command.split()[-1]
-        file = ROOT / what if command.startswith("bash") else ROOT / (what.replace(".", "/") + ".py")
-        assert file.exists(), command
+        module = ROOT / what.replace(".", "/")
+        files = [ROOT / what] if command.startswith("bash") else [module.with_suffix(".py"), module / "__main__.py"]
+        assert any(file.exists() for file in files), command
     long = README[README.index("python -m dho_plugin.train") :].split("```")[0].replace("\\\n", " ")
     cfg = setup_cfg(build_parser().parse_args(shlex.split(long)[3:]))
     assert cfg.TRAINER.NAME == "CoOp_DHO"

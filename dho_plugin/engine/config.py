@@ -118,8 +118,11 @@ def merge_pairs(cfg: CfgNode, pairs: Sequence[str]) -> None:
     """Merge trailing `KEY VALUE KEY VALUE ...` pairs into `cfg`.
 
     Raises:
-        ConfigError: an odd number of words, an unknown key (close matches are listed) or a value of another type.
+        ConfigError: an odd number of words, a flag, an unknown key (close matches are listed) or a value of another
+            type.
     """
+    if flags := [word for word in pairs if word.startswith("--")]:
+        raise ConfigError(f"flags come before KEY VALUE pairs; found behind them: {', '.join(flags)}")
     if len(pairs) % 2:
         raise ConfigError(f"trailing options come as KEY VALUE pairs; got {len(pairs)} words: {' '.join(pairs)}")
     _check_known(cfg, ((key, None) for key in pairs[::2]), "command line")

@@ -125,6 +125,11 @@ def test_a_template_names_the_class_once(cfg, template):
     config.check_cfg(cfg)
 
 
+def test_a_flag_behind_the_pairs_is_named(cfg):
+    with pytest.raises(ConfigError, match="flags come before KEY VALUE pairs; found behind them: --config-file"):
+        config.merge_pairs(cfg, ["OPTIM.LR", "1", "--config-file", "a.yaml"])
+
+
 def test_shots_and_percent_exclude_each_other(cfg):
     config.merge_pairs(cfg, ["DATASET.LABELED_PERCENT", "1", "DATASET.NUM_SHOTS", "16"])
     with pytest.raises(ConfigError, match="NUM_SHOTS is 16; allowed: only -1 beside DATASET"):
