@@ -1,13 +1,18 @@
 """Class subsets: halves of the classes, and which outputs of a head belong to a test set that has only some of them."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from dho_plugin.data.splits import shown
 from dho_plugin.engine.data import ClassInfo, ImageList
 from dho_plugin.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
 
 _SHOWN = 5
 
@@ -75,4 +80,6 @@ def columns(trained: Sequence[str], target: Sequence[str]) -> torch.Tensor:
             "trained on: evaluate on a set of those, or train on all of them. Prompts without a KD head can be built "
             "for new names: evaluate the same run as such a method (--trainer CoOp --model-dir THE_RUN)."
         )
+    import torch  # here: reading data sets does without
+
     return torch.tensor([position[key] for key in target], dtype=torch.int64)

@@ -89,6 +89,12 @@ def test_validation_shots_change_neither_the_labeled_ones_nor_with_a_stored_file
     drawn = build(NUM_SHOTS=4, NUM_VAL_SHOTS=3, SHOTS_FROM="draw")
     assert (read.train_x, read.train_u, read.val) == (drawn.train_x, drawn.train_u, drawn.val)
     assert indices(read.train_x) == indices(alone.train_x)
+    generator = random.Random(1)
+    groups = [[place for place in range(50) if LABELS[place] == label] for label in dict.fromkeys(LABELS)]
+    shots = [place for group in groups for place in generator.sample(group, 4)]
+    rest = [[place for place in range(50) if LABELS[place] == y and place not in shots] for y in range(5)]
+    order = sorted(rest, key=min)  # of first appearance among what is left
+    assert indices(read.val) == [place for group in order for place in generator.sample(group, 3)]
     whence = [line.rpartition(", ")[2] for line in capsys.readouterr().out.splitlines()]
     path = tmp_path / "split_fewshot/shot_4-seed_1.json"
     assert whence == [f"stored in {path}", str(path), "drawn"]
