@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dho_plugin.caching import FeatureCaching
 from dho_plugin.core.heads import LinearHead, build_head
 from dho_plugin.core.losses import dho_loss
 from dho_plugin.engine.checkpoint import load_checkpoint, model_path
@@ -20,10 +21,15 @@ from dho_plugin.models.clip import LoadedCLIP, load_clip
 from dho_plugin.models.student import DualHeadNet, Student
 from dho_plugin.models.templates import templates_for
 from dho_plugin.models.zeroshot import class_features
-from dho_plugin.teachers import Teacher, build_teacher, teacher_label
+from dho_plugin.teachers import Teacher, build_teacher, load_teacher, teacher_label
 
 
-class DHOTrainer(HeadEvaluation, TrainerXU):
+def joined(batches: Sequence[dict], key: str) -> Tensor | None:
+    """Return what some batches have under a key as one tensor, None if it is not in them."""
+    return torch.cat([batch[key] for batch in batches]) if key in batches[0] else None
+
+
+class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
     """Dual-Head Optimization around a student; without `dho` it is lambda = 1 and no KD head.
 
     A method gives `build_student` and the config node of its precision; see `trainers/coop.py`.
@@ -128,10 +134,16 @@ class DHOTrainer(HeadEvaluation, TrainerXU):
             raise ConfigError(f"{type(self).__name__} has nothing to train; use --eval-only")
         self.check_validation()
         if self.dho:
-            self.teacher = build_teacher(self.cfg, self.clip(), self.classes, self.templates())
-            same = self.teacher.preprocess == self.student_preprocess
-            self.teacher_preprocess = None if same else self.teacher.preprocess
+            clip = self.load_teacher()
+            self.teacher = build_teacher(self.cfg, clip, self.classes, self.templates())
+        self.open_stores(clip if self.dho else None)
         super().before_train()
+
+    def load_teacher(self) -> LoadedCLIP:
+        """Load the teacher's CLIP, and note which images it wants."""
+        clip = load_teacher(self.cfg, self.clip())
+        self.teacher_preprocess = None if clip.preprocess == self.student_preprocess else clip.preprocess
+        return clip
 
     # Training ---------------------------------------------------------------------------------------------------
 
@@ -139,7 +151,7 @@ class DHOTrainer(HeadEvaluation, TrainerXU):
         """Take one DHO step (DHO, Algorithm 1, lines 7 to 25) and return its losses and accuracy."""
         labels, n = batch_x["label"], len(batch_x["label"])
         both = [batch_x] if batch_u is None else [batch_x, batch_u]
-        logits_ce, logits_kd, extra = self.net(torch.cat([b["img"] for b in both]), n)
+        logits_ce, logits_kd, extra = self.net(joined(both, "img"), n, joined(both, "features"))
         dho, targets = self.cfg.TRAINER.DHO, self.teacher_logits(both)
         kd, unlabeled = (None, None, None, None), batch_u is not None
         if logits_kd is not None:
@@ -156,9 +168,12 @@ class DHOTrainer(HeadEvaluation, TrainerXU):
         """Return the teacher's logits (B + B', C) on the same views, or None without a teacher."""
         if self.teacher is None:
             return None
-        key = "img" if self.teacher_preprocess is None else "img_teacher"
+        if (features := joined(batches, "teacher_features")) is not None:
+            return self.teacher.model(features)
         with self.accelerator.autocast():
-            return self.teacher.model(torch.cat([b[key] for b in batches]))
+            features = self.teacher.model.features(joined(batches, "img_teacher" if self.teacher_preprocess else "img"))
+        # As they are stored where a run has a fixed number of views, so that a stored run gives the same numbers.
+        return self.teacher.model(features.half().float() if self.cfg.INPUT.VIEWS else features)
 
     def set_model_mode(self, mode: str) -> None:
         """Put student and heads into "train" or "eval" mode."""

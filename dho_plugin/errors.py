@@ -32,6 +32,10 @@ class CacheError(DHOError):
     """A stored teacher or feature cache does not belong to this run, or is damaged."""
 
 
+class NoCacheError(CacheError):
+    """No stored features fit this run, or not all of them are there yet; it can do without."""
+
+
 class CheckpointError(DHOError):
     """A checkpoint is missing, damaged, or belongs to another model."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from dho_plugin.core.inference import interpolate, search_alpha_beta
 from dho_plugin.data.subsets import columns
 from dho_plugin.engine.config import as_plain, dataset_label
-from dho_plugin.engine.data import ClassInfo, DatasetBase, Datum
+from dho_plugin.engine.data import ClassInfo, DatasetBase, Datum, ImageList
 from dho_plugin.engine.evaluator import TestLogits, compact, confusion_matrix, per_class_lines, result_lines, score
 from dho_plugin.engine.files import atomic_write, write_json
 from dho_plugin.engine.image_sets import EvalDataset
@@ -37,6 +37,15 @@ class HeadEvaluation:
         """Return (alpha, beta): found on validation data, else the config's."""
         return self.alpha_beta or (self.cfg.TRAINER.DHO.ALPHA, self.cfg.TRAINER.DHO.BETA)
 
+    def eval_dataset(self, items: ImageList) -> EvalDataset:
+        """Return images as the student sees them in an evaluation."""
+        return EvalDataset(items, self.student_preprocess, **self.image_options())
+
+    def eval_batches(self, items: ImageList, title: str) -> Iterable[dict]:
+        """Return the batches of an evaluation, each image once, in order."""
+        dataset, loader = self.eval_dataset(items), self.cfg.DATALOADER
+        return eval_loader(dataset, loader.TEST.BATCH_SIZE, workers=loader.NUM_WORKERS, device=self.device)
+
     @torch.no_grad()
     def head_logits(self, items: Sequence[Datum], classes: Sequence[ClassInfo], title: str) -> TestLogits:
         """Run the model over images once and keep both heads' logits, cut to the columns of `classes`, as float16.
@@ -46,16 +55,13 @@ class HeadEvaluation:
         """
         self.net.eval()
         keep = columns([c.key for c in self.classes], [c.key for c in classes]).to(self.device)
-        dataset = EvalDataset(
-            items, self.student_preprocess, unreadable=self.cfg.DATASET.UNREADABLE, jpeg_gap=self.cfg.INPUT.JPEG_GAP
-        )
-        loader = self.cfg.DATALOADER
-        batches = eval_loader(dataset, loader.TEST.BATCH_SIZE, workers=loader.NUM_WORKERS, device=self.device)
+        batches = self.eval_batches(ImageList.of(items), title)
         ce, labels = torch.empty(len(items), len(classes), dtype=torch.float16), torch.empty(len(items)).long()
         kd, done = None if self.kd_head is None else torch.empty_like(ce), 0
         for batch in tqdm(batches, desc=title, unit="batch", disable=None):
             rows = slice(done, done := done + len(batch["label"]))
-            logits_ce, logits_kd, _ = self.net(self.to_device(batch)["img"])
+            on = self.to_device(batch)
+            logits_ce, logits_kd, _ = self.net(on.get("img"), None, on.get("features"))
             ce[rows], labels[rows] = compact(logits_ce[:, keep]), batch["label"]
             if kd is not None:
                 kd[rows] = compact(logits_kd[:, keep])
@@ -134,11 +140,11 @@ class HeadEvaluation:
             self.metrics[dataset.test_name] = self.evaluate(dataset)
             print(result_lines(self.metrics[dataset.test_name], dataset.test_name))
 
-    def shifted_sets(self) -> Iterator[DatasetBase]:
-        """Yield the data sets of TEST.SHIFTED; one that is not on disk is named and left out."""
+    def shifted_sets(self, cfg=None) -> Iterator[DatasetBase]:
+        """Yield the data sets of TEST.SHIFTED, by the run's or another config; one that is not on disk is left out."""
         for name in self.cfg.TEST.SHIFTED:
             try:
-                yield DATASET_REGISTRY.get(name)(self.cfg)
+                yield DATASET_REGISTRY.get(name)(cfg or self.cfg)
             except DataError as error:
                 print(f"{name} is left out: {error}")
 

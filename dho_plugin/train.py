@@ -41,9 +41,19 @@ FLAG_KEYS = {
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of exactly the hosts' flags."""
     parser = argparse.ArgumentParser(prog="dho-train", description="Train or evaluate a method, with or without DHO.")
-    parser.add_argument("--root", help="path to the data sets")
     parser.add_argument("--output-dir", help="output directory")
     parser.add_argument("--resume", help="directory of the checkpoint from which training resumes")
+    parser.add_argument("--eval-only", action="store_true", help="evaluation only")
+    parser.add_argument("--model-dir", default="", help="directory of the model to evaluate")
+    parser.add_argument("--load-epoch", type=int, help="epoch of the model to evaluate; default: the best one")
+    parser.add_argument("--no-train", action="store_true", help="build everything, train nothing")
+    add_config_flags(parser)
+    return parser
+
+
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the hosts' flags that say what a run is, and the trailing pairs."""
+    parser.add_argument("--root", help="path to the data sets")
     parser.add_argument("--seed", type=int, help="0 or more fixes the seed")
     parser.add_argument("--source-domains", nargs="+", help="source domains for DA/DG")
     parser.add_argument("--target-domains", nargs="+", help="target domains for DA/DG")
@@ -53,12 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--trainer", help="name of the trainer, such as CoOp_DHO")
     parser.add_argument("--backbone", help="name of the backbone, such as ViT-B/16")
     parser.add_argument("--head", help="name of the head")
-    parser.add_argument("--eval-only", action="store_true", help="evaluation only")
-    parser.add_argument("--model-dir", default="", help="directory of the model to evaluate")
-    parser.add_argument("--load-epoch", type=int, help="epoch of the model to evaluate; default: the best one")
-    parser.add_argument("--no-train", action="store_true", help="build everything, train nothing")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change config options")
-    return parser
 
 
 def setup_cfg(args: argparse.Namespace):
@@ -72,7 +77,7 @@ def setup_cfg(args: argparse.Namespace):
         if path:
             merge_file(cfg, path)
     for flag, key in FLAG_KEYS.items():
-        value = getattr(args, flag)
+        value = getattr(args, flag, None)
         if value is not None:
             *nodes, name = key.split(".")
             reduce(getitem, nodes, cfg)[name] = tuple(value) if isinstance(value, list) else value

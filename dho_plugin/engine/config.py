@@ -19,11 +19,13 @@ from dho_plugin.errors import ConfigError
 
 SUPPORTED_TRANSFORMS = ("random_resized_crop", "random_flip", "center_crop", "normalize")
 INITS = ("language", "kaiming")  # what a head's rows start from
+FEATURE_MODES = ("online", "cached", "auto")  # where an encoder's features come from
 PRECISIONS = ("fp32", "fp16", "amp", "bf16")
 # Keys that say where and how a run is executed, not what it computes: two runs that differ only here are the same run.
 EXECUTION_KEYS = frozenset({
     "OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATASET.UNREADABLE", "DATALOADER.NUM_WORKERS",
     "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT", "USE_CUDA",
+    "MODEL.FEATURES", "TRAINER.DHO.TEACHER.MODE",
 })  # fmt: skip
 
 # The hosts' keys (or beginnings of keys) that nothing here reads: size and normalization come with the weights, views
@@ -178,6 +180,9 @@ def check_cfg(cfg: CfgNode) -> None:
                              ("TRAINER.PROMPTSRC.TEMPLATES", cfg.TRAINER.PROMPTSRC.TEMPLATES))),
         *((f"DATASET.{key}", data[key], not data[key] or data.NAME == "ImageFolder", "only empty, but for ImageFolder")
           for key in ("CSV", "TEST_SETS")),
+        *((key, value, value in FEATURE_MODES, "online, cached or auto")
+          for key, value in (("MODEL.FEATURES", cfg.MODEL.FEATURES), ("TRAINER.DHO.TEACHER.MODE", dho.TEACHER.MODE))),
+        ("INPUT.VIEWS", cfg.INPUT.VIEWS, cfg.INPUT.VIEWS >= 0, "0 or more"),
         ("INPUT.JPEG_GAP", cfg.INPUT.JPEG_GAP, cfg.INPUT.JPEG_GAP == 0 or cfg.INPUT.JPEG_GAP >= 1, "0, or 1 and above"),
         ("TRAIN.COUNT_ITER", cfg.TRAIN.COUNT_ITER, cfg.TRAIN.COUNT_ITER in ("train_x", "train_u", "smaller_one"),
          "train_x, train_u or smaller_one"),

@@ -32,6 +32,7 @@ DEFAULTS = {
         "GB_P": 0.5,
         "GB_K": 21,
         "JPEG_GAP": 3.0,  # ours: a JPEG is decoded smaller where its crop stays this many times the input; 0: never
+        "VIEWS": 0,  # ours: pass k over the images shows view k modulo VIEWS; 0: every pass shows another view
         "VIEW_SEED": 0,  # ours: a view is a function of (this seed, image index, view number), the same for all runs
     },
     "DATASET": {
@@ -66,6 +67,7 @@ DEFAULTS = {
     },
     "MODEL": {
         "INIT_WEIGHTS": "",
+        "FEATURES": "auto",  # ours, of a frozen image encoder: online | cached | auto
         "BACKBONE": {"NAME": "", "PRETRAINED": True, "TAG": "", "CKPT": ""},  # TAG (open_clip's), CKPT: ours
         "HEAD": {"NAME": "", "HIDDEN_LAYERS": (), "ACTIVATION": "relu", "BN": True, "DROPOUT": 0.0},
     },
@@ -147,6 +149,7 @@ DEFAULTS = {
                 "NAME": "ViT-L/14@336px",
                 "TAG": "",
                 "CKPT": "",
+                "MODE": "auto",  # online (it looks at every image) | cached (its stored features) | auto
                 "CLASSNAMES": "",  # file in classnames.txt's format: the teacher's own names of the same classes
             },
         },

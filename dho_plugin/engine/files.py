@@ -1,18 +1,38 @@
 """Atomic writing: a reader sees the old file or the whole new one, never a part."""
 
+import fcntl
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
-from dho_plugin.errors import CheckpointError
+from dho_plugin.errors import CheckpointError, ConfigError
 
 
 def cache_folder() -> Path:
     """Return the folder of what can be computed anew: `DHO_CACHE`, else `dho-plugin` in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("DHO_CACHE") or Path(base) / "dho-plugin")
+
+
+def lock_file(path: str | Path) -> TextIO:
+    """Lock a file, made if need be, until it is closed; the lock ends with the process, however it ends.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        ConfigError: the file system has no locks, so nothing would keep two processes apart.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115 (closing it ends the lock, which is the caller's)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if isinstance(error, BlockingIOError):
+            raise
+        raise ConfigError(f"{path} cannot be locked ({error}); choose a folder on a file system with locks") from error
+    return file
 
 
 def atomic_write(path: str | Path, write: Callable[[BinaryIO], None]) -> None:

@@ -1,7 +1,7 @@
 """Images as the models see them: the two datasets, training views and evaluation."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from dho_plugin.engine.data import Datum, ImageList
 from dho_plugin.engine.decode import ImageFile, UnreadableImageError
+from dho_plugin.engine.feature_sets import StoredFeatures
 from dho_plugin.engine.views import Preprocess, View, ViewSpec, apply_view, eval_transform, possible_reduction
 from dho_plugin.errors import ConfigError, DataError
 
@@ -53,6 +54,8 @@ class ViewDataset(_ImageTable):
         unreadable: "error" stops at a damaged file, "skip" takes the next readable one in its place.
         jpeg_gap: `INPUT.JPEG_GAP`: a JPEG is decoded smaller where the view keeps this many times the pixels of the
             larger of both inputs a side; 0 never does.
+        size: side of a further model's input that the decoding must do for: one whose features are stored.
+        stored: features that lie in a cache, by the key that a row gives them.
 
     Raises:
         DataError: there are no images, or one has no index.
@@ -68,6 +71,8 @@ class ViewDataset(_ImageTable):
         views: ViewSpec,
         unreadable: Literal["error", "skip"] = "error",
         jpeg_gap: float = 0.0,
+        size: int = 0,
+        stored: Mapping[str, StoredFeatures] | None = None,
     ):
         super().__init__(items, unreadable)
         if not len(items):
@@ -75,13 +80,15 @@ class ViewDataset(_ImageTable):
         if (self.items.numbers[:, 2] < 0).any():
             raise DataError("training images need Datum.index >= 0: their views are keyed by it")
         self.student, self.teacher, self.views, self.jpeg_gap = student, teacher, views, jpeg_gap
-        self.size = max(pre.size for pre in (student, teacher) if pre is not None)
+        self.size = max(size, *(pre.size for pre in (student, teacher) if pre is not None))
+        self.stored = dict(stored or {})
         # Shared between the workers, so that each damaged file is reported once.
         self.damaged = torch.zeros(len(items), dtype=torch.bool).share_memory_()
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         position, where, image, scale = self._readable(*key)
         images = {"img": apply_view(image, where, self.student, scale)}
+        images |= {name: features.one(position, key[1]) for name, features in self.stored.items()}
         if self.teacher is not None:
             images["img_teacher"] = apply_view(image, where, self.teacher, scale)
         return self.row(position, **images)

@@ -16,8 +16,9 @@ from dho_plugin.errors import DataError
 class StepBatches:
     """Batches of (position, view), each a pure function of (seed, stream, step): a run can go on at any step.
 
-    The images are gone through in passes; pass k is the k-th permutation of all images and shows view number k.
-    Batches run on across the border of two passes, so nothing is dropped and a batch may exceed the images.
+    The images are gone through in passes; pass k is the k-th permutation of all images and shows view number k, or
+    k modulo `views`. Batches run on across the border of two passes: nothing is dropped, and a batch may exceed the
+    images.
 
     Args:
         n: number of images, >= 1.
@@ -26,6 +27,7 @@ class StepBatches:
         seed: seed of the order, >= 0.
         stream: name that sets several loaders of one run apart ("train_x", "train_u").
         start_step: first step to yield.
+        views: how many views there are (`INPUT.VIEWS`); 0 shows another one in each pass.
         rank: number of this process.
         world: number of processes; each takes its share of every batch.
 
@@ -42,6 +44,7 @@ class StepBatches:
         stream: str,
         start_step: int = 0,
         *,
+        views: int = 0,
         rank: int = 0,
         world: int = 1,
     ):
@@ -49,7 +52,7 @@ class StepBatches:
             raise DataError(f"the stream {stream!r} has no images")
         self.n, self.batch_size, self.steps = n, batch_size, steps
         self.seed, self.stream, self.start_step = seed, stream, start_step
-        self.rank, self.world = rank, world
+        self.views, self.rank, self.world = views, rank, world
 
     def __len__(self) -> int:
         return max(0, self.steps - self.start_step)
@@ -58,7 +61,8 @@ class StepBatches:
         order = lru_cache(maxsize=1)(self._order)  # places only go up: each pass is drawn once
         for step in range(self.start_step, self.steps):
             places = range(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world)
-            yield [(int(order(place // self.n)[place % self.n]), place // self.n) for place in places]
+            passes = [divmod(place, self.n) for place in places]
+            yield [(int(order(k)[place]), k % self.views if self.views else k) for k, place in passes]
 
     def _order(self, number: int) -> np.ndarray:
         stream = 1 + zlib.crc32(self.stream.encode())  # stream 0 belongs to the views

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import platform
 import resource
@@ -15,6 +14,7 @@ from typing import TextIO
 
 import torch
 
+from dho_plugin.engine.files import lock_file
 from dho_plugin.errors import ConfigError, InUseError
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "accelerate", "numpy", "pillow", "dho_plugin")
@@ -68,20 +68,15 @@ def locked(output_dir: str | Path) -> Iterator[None]:
         InUseError: another process works in `output_dir`.
         ConfigError: its file system has no locks, so nothing would keep two runs apart.
     """
-    path = Path(output_dir) / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InUseError(
-                f"OUTPUT_DIR {str(output_dir)!r} is in use by another run; wait for it or choose another --output-dir"
-            ) from error
-        except OSError as error:
-            raise ConfigError(
-                f"OUTPUT_DIR {str(output_dir)!r} cannot be locked ({error}); choose an --output-dir on a file system "
-                "with locks"
-            ) from error
+    try:
+        lock = lock_file(Path(output_dir) / ".lock")
+    except BlockingIOError as error:
+        raise InUseError(
+            f"OUTPUT_DIR {str(output_dir)!r} is in use by another run; wait for it or choose another --output-dir"
+        ) from error
+    except ConfigError as error:
+        raise ConfigError(f"OUTPUT_DIR {str(output_dir)!r}: {error}") from error
+    with lock:
         yield
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from accelerate import Accelerator
 
-from dho_plugin.engine.data import DatasetBase
+from dho_plugin.engine.data import DatasetBase, ImageList
 from dho_plugin.engine.image_sets import ViewDataset
 from dho_plugin.engine.loaders import StepBatches, train_loader
 from dho_plugin.engine.views import Preprocess, ViewSpec
@@ -56,15 +56,22 @@ class TrainingStreams:
             flip="random_flip" in names,
         )
 
-    def train_stream(self, name: str, items: list, batch_size: int, start_step: int) -> Iterator[dict]:
-        """Return the batches of one stream from `start_step` to the end of training, moved to the device."""
-        options = {"unreadable": self.cfg.DATASET.UNREADABLE, "jpeg_gap": self.cfg.INPUT.JPEG_GAP}
+    def image_options(self) -> dict:
+        """Return how image files are read, for the datasets."""
+        return {"unreadable": self.cfg.DATASET.UNREADABLE, "jpeg_gap": self.cfg.INPUT.JPEG_GAP}
+
+    def train_batches(self, items: ImageList, batches: StepBatches) -> Iterable[dict]:
+        """Return the batches of a stream, with the images of student and teacher."""
         models = self.student_preprocess, self.teacher_preprocess
-        dataset = ViewDataset(items, *models, views=self.view_spec(), **options)
+        dataset = ViewDataset(items, *models, views=self.view_spec(), **self.image_options())
+        return train_loader(dataset, batches, workers=self.cfg.DATALOADER.NUM_WORKERS, device=self.device)
+
+    def train_stream(self, name: str, items: ImageList, batch_size: int, start_step: int) -> Iterator[dict]:
+        """Return the batches of one stream from `start_step` to the end of training, moved to the device."""
         share = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
-        batches = StepBatches(len(items), batch_size, self.total_steps(), self.cfg.SEED, name, start_step, **share)
-        workers = self.cfg.DATALOADER.NUM_WORKERS
-        return map(self.to_device, train_loader(dataset, batches, workers=workers, device=self.device))
+        of_run = (self.total_steps(), self.cfg.SEED, name, start_step)
+        batches = StepBatches(len(items), batch_size, *of_run, views=self.cfg.INPUT.VIEWS, **share)
+        return map(self.to_device, self.train_batches(items, batches))
 
     def to_device(self, batch: dict) -> dict:
         """Move a batch's tensors to the device."""

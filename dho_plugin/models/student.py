@@ -19,10 +19,13 @@ class Student(nn.Module):
     Attributes:
         feature_dim: D.
         open_vocabulary: whether what was learned holds for the names of any classes, not of the trained ones only.
+        storable: whether the features are those of a frozen CLIP and nothing else sees the images, so that
+            stored features do for them.
     """
 
     feature_dim: int
     open_vocabulary: bool = False
+    storable: bool = False
 
     def features(self, images: Tensor) -> Tensor:
         """Return the features g(x), (B, D), of images (B, 3, H, W)."""
@@ -55,6 +58,12 @@ class CLIPStudent(Student):
         self.clip_model, self.feature_dim, self.zeta = clip.model, clip.feature_dim, clip.zeta
         self.image_tower = None if visual_prompts is None else PromptedImageTower(clip, visual_prompts, dropout)
 
+    @property
+    def storable(self) -> bool:
+        """Whether no prompt lies below the features, and neither they nor a further loss are the method's own."""
+        own = type(self).features is not CLIPStudent.features or type(self).extra_loss is not Student.extra_loss
+        return self.image_tower is None and not own
+
     def train(self, mode: bool = True) -> CLIPStudent:
         """Set the mode; the CLIP stays in evaluation mode."""
         super().train(mode)
@@ -83,18 +92,22 @@ class DualHeadNet(nn.Module):
         super().__init__()
         self.student, self.kd_head = student, kd_head
 
-    def forward(self, images: Tensor, n_labeled: int | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def forward(
+        self, images: Tensor | None, n_labeled: int | None = None, features: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Run the labeled images and, after them, the unlabeled ones through the student once.
 
         Args:
-            images: (B + B', 3, H, W), labeled ones first.
+            images: (B + B', 3, H, W), labeled ones first; None where their features are given.
             n_labeled: B; None when all of them want CE logits.
+            features: (B + B', D), stored features of a student that allows it; see `Student.storable`.
 
         Returns:
             logits_ce (B, C); logits_kd (B + B', C) or None; the student's extra loss or None.
         """
-        z = self.student.features(images)
+        z = self.student.features(images) if features is None else features
         labeled = z[:n_labeled]
-        logits_ce = self.student.logits_ce(labeled)
-        extra = self.student.extra_loss(images[:n_labeled], labeled, logits_ce) if self.training else None
+        logits_ce, extra = self.student.logits_ce(labeled), None
+        if self.training and features is None:
+            extra = self.student.extra_loss(images[:n_labeled], labeled, logits_ce)
         return logits_ce, None if self.kd_head is None else self.kd_head(z), extra

@@ -17,7 +17,7 @@ TYPES = ("zero_shot", "placebo")
 
 
 class Teacher(NamedTuple):
-    """A teacher ready for use: (B, 3, H, W) images -> (B, C) logits.
+    """A teacher ready for use: (B, 3, H, W) images -> (B, D) features -> (B, C) logits.
 
     Attributes:
         model: the module.
@@ -28,26 +28,33 @@ class Teacher(NamedTuple):
     preprocess: Preprocess
 
 
-def build_teacher(cfg, student: LoadedCLIP, classes: Sequence[ClassInfo], templates: Sequence[str]) -> Teacher:
-    """Build the teacher that `TRAINER.DHO.TEACHER` asks for, where the student lies.
+def load_teacher(cfg, student: LoadedCLIP) -> LoadedCLIP:
+    """Load the CLIP of the teacher that `TRAINER.DHO.TEACHER` asks for, to where the student lies.
 
     The placebo is the student's own zero-shot classifier: it knows nothing that the student does not, so what remains
     of a gain with it is not knowledge of a teacher.
 
     Raises:
         ConfigError: unknown TRAINER.DHO.TEACHER.TYPE or model.
-        DataError: TRAINER.DHO.TEACHER.CLASSNAMES names other classes than the student's.
     """
     node = cfg.TRAINER.DHO.TEACHER
     if node.TYPE not in TYPES:
         raise ConfigError(f"TRAINER.DHO.TEACHER.TYPE is {node.TYPE!r}; allowed: {', '.join(TYPES)}")
-    names = _class_names(node.CLASSNAMES, classes)
     if node.TYPE == "placebo":
-        clip = student
-    else:
-        clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, key="TRAINER.DHO.TEACHER")
-        clip.model.to(student.device)  # before its class features: thousands of prompts are slow on a CPU
-    model = ZeroShotTeacher(clip, names, templates, cfg.TRAINER.DHO.ZETA).to(student.device)
+        return student
+    clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, key="TRAINER.DHO.TEACHER")
+    clip.model.to(student.device)  # before its class features: thousands of prompts are slow on a CPU
+    return clip
+
+
+def build_teacher(cfg, clip: LoadedCLIP, classes: Sequence[ClassInfo], templates: Sequence[str]) -> Teacher:
+    """Build the teacher on its CLIP.
+
+    Raises:
+        DataError: TRAINER.DHO.TEACHER.CLASSNAMES names other classes than the student's.
+    """
+    names = _class_names(cfg.TRAINER.DHO.TEACHER.CLASSNAMES, classes)
+    model = ZeroShotTeacher(clip, names, templates, cfg.TRAINER.DHO.ZETA).to(clip.device)
     return Teacher(model, clip.preprocess)
 
 

@@ -12,7 +12,7 @@ from dho_plugin.models.zeroshot import zero_shot_head
 
 
 class ZeroShotTeacher(nn.Module):
-    """Logits cos(f_X(x), f_T(t_c)) / zeta of a frozen CLIP (DHO, Eq. 1).
+    """Logits cos(f_X(x), f_T(t_c)) / zeta of a frozen CLIP (DHO, Eq. 1), from its image features.
 
     Args:
         clip: the teacher.
@@ -23,7 +23,7 @@ class ZeroShotTeacher(nn.Module):
 
     def __init__(self, clip: LoadedCLIP, classnames: Sequence[str], templates: Sequence[str], zeta: float = 0.0):
         super().__init__()
-        self.model = clip.model
+        self.model: nn.Module | None = clip.model
         self.head = zero_shot_head(clip, classnames, templates, zeta)
         self.eval().requires_grad_(False)
 
@@ -32,6 +32,15 @@ class ZeroShotTeacher(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits (B, C) fp32 of images (B, 3, H, W) in the teacher's own size and normalization."""
-        return self.head(self.model.encode_image(images))
+    def features(self, images: Tensor) -> Tensor:
+        """Return the features (B, D) of images (B, 3, H, W) in the teacher's own size and normalization."""
+        return self.model.encode_image(images)
+
+    @torch.no_grad()
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the logits (B, C) fp32 of its features (B, D), fresh or stored."""
+        return self.head(features)
+
+    def drop_encoder(self) -> None:
+        """Let go of the encoder, where all features are stored: a large one fills a good part of a GPU."""
+        self.model = None

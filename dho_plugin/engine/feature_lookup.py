@@ -1,0 +1,118 @@
+"""Finding the stored features that a run may use, and saying what is wrong with the others."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dho_plugin.engine.data import ImageList
+from dho_plugin.engine.feature_sets import StoredFeatures
+from dho_plugin.engine.feature_store import FeatureStore
+from dho_plugin.engine.files import cache_folder
+from dho_plugin.engine.fingerprint import digest, file_sizes, image_keys
+from dho_plugin.errors import CacheError, NoCacheError
+
+LOOKED_AT = 256  # image files whose size is compared at the start of a run
+
+
+class Wanted(NamedTuple):
+    """The features that a run could read.
+
+    Attributes:
+        name: beginning of the store's folder: data set, part of it, encoder.
+        description: what the features are, as plain values; see `FeatureStore`.
+        root: folder that image paths are taken relative to.
+        views: number of views; 0 for images of an evaluation, in the one way that they are seen.
+    """
+
+    name: str
+    description: dict[str, Any]
+    root: Path
+    views: int
+
+    @property
+    def shown(self) -> int:
+        """Number of views that are stored."""
+        return self.views or 1
+
+    def keys(self, items: ImageList) -> np.ndarray:
+        """Return the key of each image, uint64 (n,)."""
+        return image_keys(items, self.root, indexed=self.views > 0)
+
+    def create(self, items: ImageList, shard_rows: int = 0) -> FeatureStore:
+        """Make an empty store of some images, or open the one that is there.
+
+        Raises:
+            CacheError: it holds something else, or the images are others now.
+        """
+        keys = self.keys(items)
+        folder = _base() / f"{self.name}-{digest(self.description)}-{digest(np.sort(keys).tobytes().hex())}"
+        if not (folder / "manifest.json").exists():
+            sizes = file_sizes(list(items.paths()))
+            return FeatureStore.create(folder, self.description, keys, sizes, shard_rows)
+        store = FeatureStore.create(folder, self.description, keys, np.empty(0), shard_rows)
+        _check_files(store, store.rows(keys), items)
+        return store
+
+    def find(self, items: ImageList) -> StoredFeatures:
+        """Return the stored features of some images.
+
+        Raises:
+            NoCacheError: there are none for all of them; the message says what differs in those that are there.
+            CacheError: they are damaged, or their images have changed.
+        """
+        reasons, keys = [], self.keys(items)
+        for store in map(FeatureStore.open, stores_named(self.name)):
+            rows = store.rows(keys)
+            if problem := "; ".join(differences(self.description, store.description)) or self._lacks(
+                store, rows, items
+            ):
+                reasons.append((problem.count(";"), f"{store.folder.name}: {problem}"))
+                continue
+            _check_files(store, rows, items)
+            return StoredFeatures(store, rows)
+        where = f"no features named {self.name} in {_base()} fit this run"
+        raise NoCacheError(f"{where}. The nearest, {min(reasons)[1]}" if reasons else where)
+
+    def _lacks(self, store: FeatureStore, rows: np.ndarray, items: ImageList) -> str:
+        """Return what of the wanted features a store does not have; "" for nothing."""
+        if unknown := np.flatnonzero(rows < 0).tolist():
+            return f"images: {len(unknown):,} of {len(rows):,} are not in it, the first {items.path(unknown[0])}"
+        if missing := store.missing(self.shown):
+            count = len(store.shards(self.shown))
+            return f"incomplete: of {count} files for {self.shown} views {len(missing)} are missing"
+        return ""
+
+
+def stores_named(name: str) -> list[Path]:
+    """Return the folders of the stores of a data set, part and encoder, whatever they hold."""
+    ending = "-" + "?" * len(digest(""))
+    return sorted(path.parent for path in _base().glob(f"{glob.escape(name)}{2 * ending}/manifest.json"))
+
+
+def differences(mine: dict[str, Any], stored: dict[str, Any]) -> list[str]:
+    """Return the parts, `part: stored there, mine here`, in which two descriptions differ."""
+    keys = [key for key in {**mine, **stored} if mine.get(key) != stored.get(key)]
+    return [f"{key}: {stored.get(key)!r} there, {mine.get(key)!r} here" for key in keys]
+
+
+def _base() -> Path:
+    return cache_folder() / "features"
+
+
+def _check_files(store: FeatureStore, rows: np.ndarray, items: Sequence) -> None:
+    """Check that some of the image files have the sizes that they had when the store was made."""
+    some = np.unique(np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(np.int64))
+    found, known = file_sizes([items.path(position) for position in some.tolist()]), store.sizes[rows[some]]
+    changed = np.flatnonzero(found != known).tolist()
+    if changed:
+        first = changed[0]
+        raise CacheError(
+            f"{store.folder} was made from other files: {len(changed)} of {len(some)} looked at have changed, "
+            f"the first {items.path(int(some[first]))}: {known[first]} bytes there, {found[first]} here. Delete that "
+            "folder and fill it again, or set DHO_CACHE"
+        )
