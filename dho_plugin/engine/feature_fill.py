@@ -126,7 +126,9 @@ def _pass(loader: DataLoader, claims: ClaimedBatches, encode: Callable[[Tensor],
     parts: list[np.ndarray] = []
     for batch in loader:
         claimed, store = claims.pending[0], claims.store
-        features = encode(batch["img"]).float().cpu().numpy().astype(store.dtype)
+        features = encode(batch["img"]).float().cpu().numpy()
+        with np.errstate(over="ignore"):
+            features = features.astype(store.dtype)
         if not np.isfinite(features).all():
             raise CacheError(f"features of the images {claimed.rows} do not fit into {store.dtype} (INF or NaN)")
         features[_replaced(batch, loader.dataset.items.numbers[claimed.rows])] = np.nan

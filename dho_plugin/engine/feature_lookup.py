@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from dho_plugin.engine.feature_sets import StoredFeatures
 from dho_plugin.engine.feature_store import FeatureStore
 from dho_plugin.engine.files import cache_folder
 from dho_plugin.engine.fingerprint import digest, file_sizes, image_keys
-from dho_plugin.errors import CacheError, NoCacheError
+from dho_plugin.errors import NoCacheError
 
 LOOKED_AT = 256  # image files whose size is compared at the start of a run
 
@@ -44,36 +43,30 @@ class Wanted(NamedTuple):
         return image_keys(items, self.root, indexed=self.views > 0)
 
     def create(self, items: ImageList, shard_rows: int = 0) -> FeatureStore:
-        """Make an empty store of some images, or open the one that is there.
+        """Make an empty store of some images, or open the one that is there of the very same files.
 
         Raises:
-            CacheError: it holds something else, or the images are others now.
+            CacheError: it is damaged.
         """
-        keys = self.keys(items)
-        folder = _base() / f"{self.name}-{digest(self.description)}-{digest(np.sort(keys).tobytes().hex())}"
-        if not (folder / "manifest.json").exists():
-            sizes = file_sizes(list(items.paths()))
-            return FeatureStore.create(folder, self.description, keys, sizes, shard_rows)
-        store = FeatureStore.create(folder, self.description, keys, np.empty(0), shard_rows)
-        _check_files(store, store.rows(keys), items)
-        return store
+        keys, sizes = self.keys(items), file_sizes(list(items.paths()))
+        files = np.column_stack([keys.view(np.int64), sizes])[np.argsort(keys)].tobytes().hex()
+        folder = _base() / f"{self.name}-{digest(self.description)}-{digest(files)}"
+        return FeatureStore.create(folder, self.description, keys, sizes, shard_rows)
 
     def find(self, items: ImageList) -> StoredFeatures:
         """Return the stored features of some images.
 
         Raises:
             NoCacheError: there are none for all of them; the message says what differs in those that are there.
-            CacheError: they are damaged, or their images have changed.
+            CacheError: they are damaged.
         """
         reasons, keys = [], self.keys(items)
         for store in map(FeatureStore.open, stores_named(self.name)):
             rows = store.rows(keys)
-            if problem := "; ".join(differences(self.description, store.description)) or self._lacks(
-                store, rows, items
-            ):
-                reasons.append((problem.count(";"), f"{store.folder.name}: {problem}"))
+            parts = differences(self.description, store.description)
+            if problem := "; ".join(parts) or self._lacks(store, rows, items) or _changed(store, rows, items):
+                reasons.append((len(parts), f"{store.folder.name}: {problem}"))
                 continue
-            _check_files(store, rows, items)
             return StoredFeatures(store, rows)
         where = f"no features named {self.name} in {_base()} fit this run"
         raise NoCacheError(f"{where}. The nearest, {min(reasons)[1]}" if reasons else where)
@@ -104,15 +97,12 @@ def _base() -> Path:
     return cache_folder() / "features"
 
 
-def _check_files(store: FeatureStore, rows: np.ndarray, items: Sequence) -> None:
-    """Check that some of the image files have the sizes that they had when the store was made."""
+def _changed(store: FeatureStore, rows: np.ndarray, items: ImageList) -> str:
+    """Return which of some image files have another size than when the store was made; "" for none."""
     some = np.unique(np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(np.int64))
     found, known = file_sizes([items.path(position) for position in some.tolist()]), store.sizes[rows[some]]
     changed = np.flatnonzero(found != known).tolist()
-    if changed:
-        first = changed[0]
-        raise CacheError(
-            f"{store.folder} was made from other files: {len(changed)} of {len(some)} looked at have changed, "
-            f"the first {items.path(int(some[first]))}: {known[first]} bytes there, {found[first]} here. Delete that "
-            "folder and fill it again, or set DHO_CACHE"
-        )
+    if not changed:
+        return ""
+    first = f"{items.path(int(some[changed[0]]))} has {found[changed[0]]} bytes in the place of {known[changed[0]]}"
+    return f"files: it was made from others, {len(changed)} of {len(some)} that were looked at differ: {first}"
