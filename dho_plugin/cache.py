@@ -144,7 +144,8 @@ def fill_all(args: argparse.Namespace, trainer) -> None:
 
 def size(count: int) -> str:
     """Return a number of bytes as a text."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+    unit = max(0, min(4, (len(str(count)) - 1) // 3))
+    return f"{count / 1000**unit:.{2 if unit else 0}f} {('bytes', 'kB', 'MB', 'GB', 'TB')[unit]}"
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,6 +7,8 @@ from PIL import Image, ImageDraw
 
 from dho_plugin.engine.data import Datum
 from dho_plugin.engine.decode import ImageFile
+from dho_plugin.engine.feature_sets import StoredFeatures
+from dho_plugin.engine.feature_store import FeatureStore
 from dho_plugin.engine.image_sets import EvalDataset, ViewDataset
 from dho_plugin.engine.views import Preprocess, ViewSpec, apply_view, draw_view, eval_transform
 from dho_plugin.errors import ConfigError, DataError
@@ -40,6 +42,32 @@ def test_a_training_row_has_dassls_keys_and_one_view_for_both_models(items):
     assert torch.equal(row.pop("img_teacher"), apply_view(image, view, TEACHER))
     assert row == {"label": 1, "domain": 1, "impath": items[4].impath, "index": 104}
     assert "img_teacher" not in ViewDataset(items, STUDENT, views=VIEWS)[0, 0]
+
+
+def test_stored_features_stand_beside_the_image_that_is_shown(items, tmp_path):
+    keys, ones = np.arange(6, dtype=np.uint64), np.ones(6, dtype=np.int64)
+    store = FeatureStore.create(tmp_path / "store", {"dtype": "float16", "dim": 2}, keys, ones, 4)
+    for shard in store.shards(3):
+        store.write(shard, [[row, shard.view] for row in range(shard.start, shard.stop)])
+    stored = {"teacher_features": StoredFeatures(store, np.array([5, 4, 3, 2, 1, 0]))}
+    truncate(items[4])
+    data = ViewDataset(items, STUDENT, views=VIEWS, unreadable="skip", stored=stored)
+    assert data[1, 2]["teacher_features"].tolist() == [4.0, 2.0]
+    row = data[4, 1]  # the next image stands in, with its own features
+    assert row["index"] == 105
+    assert row["teacher_features"].tolist() == [0.0, 1.0]
+    assert torch.equal(data[1, 2]["img"], ViewDataset(items, STUDENT, views=VIEWS)[1, 2]["img"])
+
+
+def test_an_image_is_decoded_for_a_model_whose_features_are_stored(tmp_path):
+    path = tmp_path / "large.jpg"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (600, 600, 3), dtype=np.uint8)).resize((1200, 1200)).save(path)
+    large, whole = [Datum(str(path), 0, index=0)], ViewSpec(seed=0, crop=False)
+    options, teacher = {"views": whole, "jpeg_gap": 2.0}, Preprocess(300, STUDENT.mean, STUDENT.std)
+    online = ViewDataset(large, STUDENT, teacher, **options)[0, 0]["img"]
+    assert torch.equal(ViewDataset(large, STUDENT, size=300, **options)[0, 0]["img"], online)
+    assert not torch.equal(ViewDataset(large, STUDENT, **options)[0, 0]["img"], online)
 
 
 def test_a_view_belongs_to_the_image_and_not_to_its_place_in_the_list(items):

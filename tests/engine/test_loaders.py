@@ -41,6 +41,15 @@ def test_every_pass_shows_each_image_once_in_its_own_order():
     assert len({tuple(position for position, _ in one) for one in passes}) == 10
 
 
+@pytest.mark.parametrize("views", [1, 3])
+def test_a_fixed_number_of_views_is_shown_in_turn_and_leaves_the_order_alone(views):
+    free = list(StepBatches(5, 4, 15, seed=0, stream="x"))
+    fixed = list(StepBatches(5, 4, 15, seed=0, stream="x", views=views))
+    assert [[(position, view % views) for position, view in batch] for batch in free] == fixed
+    assert {view for batch in fixed for _, view in batch} == set(range(views))
+    assert list(StepBatches(5, 4, 15, seed=0, stream="x", start_step=7, views=views)) == fixed[7:]
+
+
 def test_first_places_are_spread_evenly():
     firsts = Counter(next(iter(StepBatches(5, 1, 1, seed, "x")))[0][0] for seed in range(1000))
     assert set(firsts) == set(range(5))
