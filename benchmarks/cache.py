@@ -1,7 +1,7 @@
 """What storing features brings: the fill against the encoder's own speed, and an epoch on stored features.
 
-Both encoders have random weights, the images are generated photographs in ImageNet's layout. Small by default; on a GPU
-`--device cuda --student ViT-B/16 --teacher ViT-L/14@336px --classes 1000 --per-class 16 --batch 256` is the full size.
+Both encoders have random weights, the images are generated photographs in ImageNet's layout. Small by default; the full
+size is `--device cuda --student B/16 --teacher L/14@336 --classes 1000 --per-class 16 --batch 256 --workers 12`.
 """
 
 import argparse
@@ -22,6 +22,13 @@ from dho_plugin.engine.files import write_json
 from dho_plugin.train import build_parser as train_parser
 from dho_plugin.train import build_trainer, check_names, setup_cfg
 
+# Width, layers, patch and input of the image transformer, numbers of a feature.
+ENCODERS = {
+    "Ti/16": (192, 12, 16, 224, 512),
+    "S/16": (384, 12, 16, 224, 512),
+    "B/16": (768, 12, 16, 224, 512),
+    "L/14@336": (1024, 24, 14, 336, 768),
+}
 MODES = {
     "plain, online teacher": ("online", "online"),
     "teacher cached": ("cached", "online"),
@@ -33,13 +40,13 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--student", default="ViT-B/32", help="a host's name of a CLIP")
-    parser.add_argument("--teacher", default="ViT-B/16")
+    parser.add_argument("--student", choices=ENCODERS, default="Ti/16")
+    parser.add_argument("--teacher", choices=ENCODERS, default="S/16")
     parser.add_argument("--trainer", default="LinearProbe_DHO")
     parser.add_argument("--precision", default="amp", help="fp32, amp or bf16; a CPU computes fp16 and amp in fp32")
-    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--classes", type=int, default=50)
     parser.add_argument("--per-class", type=int, default=2, help="images a class, of which one is labeled")
-    parser.add_argument("--batch", type=int, default=16, help="labeled images a step, and as many unlabeled ones")
+    parser.add_argument("--batch", type=int, default=8, help="labeled images a step, and as many unlabeled ones")
     parser.add_argument("--steps", type=int, default=3, help="measured steps of the plain run")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--views", type=int, default=1)
@@ -63,12 +70,14 @@ def write_images(root: Path, classes: int, per_class: int) -> None:
     (root / "imagenet/classnames.txt").write_text("".join(f"{wnid} thing {wnid}\n" for wnid in wnids))
 
 
-def write_weights(path: Path, name: str) -> Path:
-    """Write random weights of an architecture, under OpenAI's keys."""
+def write_weights(path: Path, name: str) -> None:
+    """Write random weights of an image transformer beside a small text transformer, under OpenAI's keys."""
     torch.manual_seed(0)
-    arch = name.replace("/", "-").replace("@336px", "-336")
-    torch.save(open_clip.create_model(arch, pretrained=None, force_quick_gelu=True).state_dict(), path)
-    return path
+    width, layers, patch, size, dim = ENCODERS[name]
+    vision = open_clip.CLIPVisionCfg(image_size=size, patch_size=patch, width=width, layers=layers, head_width=64)
+    text = open_clip.CLIPTextCfg(context_length=77, vocab_size=49408, width=64, heads=1, layers=2)
+    state = open_clip.CLIP(dim, vision, text, quick_gelu=True).state_dict()
+    torch.save({**state, "logit_scale": torch.tensor(100.0).log()}, path)
 
 
 def config(args: argparse.Namespace, root: Path, *options: str):
@@ -79,8 +88,7 @@ def config(args: argparse.Namespace, root: Path, *options: str):
     words = [
         *("--root", str(root), "--trainer", args.trainer, "--seed", "1", "--output-dir", str(root / "run")),
         *("--dataset-config-file", str(here / "datasets/imagenet.yaml"), "--config-file", str(method)),
-        *("MODEL.BACKBONE.NAME", args.student, "MODEL.BACKBONE.CKPT", str(root / "student.pt")),
-        *("TRAINER.DHO.TEACHER.NAME", args.teacher, "TRAINER.DHO.TEACHER.CKPT", str(root / "teacher.pt")),
+        *("MODEL.BACKBONE.CKPT", str(root / "student.pt"), "TRAINER.DHO.TEACHER.CKPT", str(root / "teacher.pt")),
         *(f"TRAINER.{node}.PREC", args.precision, "USE_CUDA", str(args.device == "cuda"), "TEST.SHIFTED", "()"),
         *("DATASET.TEMPLATES", "('a photo of a {}.',)", "DATASET.NUM_SHOTS", "1", "OPTIM.WARMUP_STEPS", "0"),
         *("DATALOADER.TRAIN_X.BATCH_SIZE", str(args.batch), "DATALOADER.NUM_WORKERS", str(args.workers)),

@@ -29,11 +29,11 @@ class FeatureCaching:
     """The part of a DHO trainer that reads stored features in the place of running frozen encoders.
 
     Attributes:
-        stored: what the training reads, by "teacher" and "student": a store, and the wish that found it.
+        stored: what the training reads, by "teacher" and "student", for the labeled images and the pool after them.
     """
 
     def __init__(self, cfg):
-        self.stored: dict[str, tuple[Wanted, StoredFeatures]] = {}
+        self.stored: dict[str, StoredFeatures] = {}
         self._fingerprints: dict[str, str] = {}
         super().__init__(cfg)
 
@@ -142,9 +142,7 @@ class FeatureCaching:
             )
         return "online"
 
-    def find(
-        self, who: str, part: str, views: int, clip: LoadedCLIP, items: ImageList
-    ) -> tuple[Wanted, StoredFeatures] | None:
+    def find(self, who: str, part: str, views: int, clip: LoadedCLIP, items: ImageList) -> StoredFeatures | None:
         """Return the stored features of some images, or None where the encoder is to look at them.
 
         Raises:
@@ -156,7 +154,7 @@ class FeatureCaching:
         if mode == "auto" and not stores_named(self.store_name(part, clip)):
             return None  # before the weights' fingerprint, which takes a second
         try:
-            found = (wanted := self.wanted(who, part, views, clip)).find(items)
+            found = self.wanted(who, part, views, clip).find(items)
         except NoCacheError as error:
             if mode == "auto":
                 print(f"The {who}'s features ({part}) are computed: {error}")
@@ -165,16 +163,15 @@ class FeatureCaching:
             hint = f"Fill it: {COMMAND}{flags}, with this run's flags and options, or set {MODE_KEYS[who]} auto"
             raise CacheError(f"{MODE_KEYS[who]} cached: {error}. {hint}") from error
         print(f"The {who}'s features ({part}) are read from {found.store.folder}")
-        return wanted, found
+        return found
 
     # Where they are read ----------------------------------------------------------------------------------------
 
     def train_batches(self, items: ImageList, batches: StepBatches) -> Iterable[dict]:
         """Return the batches of a stream: images, stored features, or the student's images beside the teacher's."""
-        stored = {
-            BATCH_KEYS[who]: StoredFeatures(found.store, found.store.rows(wanted.keys(items)))
-            for who, (wanted, found) in self.stored.items()
-        }
+        # Of the labeled images and the pool after them a stream shows the former, or both.
+        parts = {who: StoredFeatures(found.store, found.rows[: len(items)]) for who, found in self.stored.items()}
+        stored = {BATCH_KEYS[who]: features for who, features in parts.items()}
         if not stored:
             return super().train_batches(items, batches)
         if "student" in self.stored:
@@ -195,7 +192,7 @@ class FeatureCaching:
         if found is None:
             return super().eval_batches(items, title)
         unreadable = "mark" if self.cfg.DATASET.UNREADABLE == "skip" else "error"
-        batches = FeatureBatches(items, {BATCH_KEYS["student"]: found[1]}, unreadable=unreadable)
+        batches = FeatureBatches(items, {BATCH_KEYS["student"]: found}, unreadable=unreadable)
         return batches.in_order(self.cfg.DATALOADER.TEST.BATCH_SIZE)
 
 

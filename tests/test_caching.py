@@ -286,6 +286,15 @@ def test_a_method_whose_student_needs_the_images_says_so():
     assert [kind(clip).storable for kind in (CLIPStudent, Own, Further)] == [True, False, False]
 
 
+@pytest.mark.parametrize(
+    ("trainer", "gap", "views", "size"),
+    [("CoOp_DHO", "2", True, 48), ("CoOp_DHO", "2", False, 32), ("CoOp", "2", True, 32), ("CoOp_DHO", "0", True, None)],
+)
+def test_a_store_belongs_to_the_size_that_images_are_decoded_for(command, started, trainer, gap, views, size):
+    built = started(command(trainer, "run", *FEW, "INPUT.JPEG_GAP", gap))
+    assert built.description("student", views, built.clip())["decoded_for"] == size
+
+
 def test_the_defaults_leave_everything_as_it_was():
     cfg = get_cfg_default()
     assert (cfg.INPUT.VIEWS, cfg.MODEL.FEATURES, cfg.TRAINER.DHO.TEACHER.MODE) == (0, "auto", "auto")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import dho_plugin.data.__main__ as data_command
-from dho_plugin import ood, tables
+from dho_plugin import cache, ood, tables
 from dho_plugin.engine.config import check_cfg, flatten, get_cfg_default
 from dho_plugin.train import build_parser, setup_cfg
 
@@ -68,6 +68,20 @@ def test_the_evaluation_in_the_page_on_own_data_is_a_command_line():
     cfg = setup_cfg(args)
     assert (cfg.DATASET.NAME, cfg.DATASET.PREFIX, args.load_epoch) == ("ImageFolder", "new", cfg.OPTIM.MAX_EPOCH)
     check_cfg(cfg)
+
+
+def test_the_words_that_fill_a_cache_are_a_command_line():
+    words = README[README.index("python -m dho_plugin.cache --views") :].split("\nbash")[0].replace("\\\n", " ")
+    args = cache.build_parser().parse_args(shlex.split(words)[3:])
+    cfg = setup_cfg(args)
+    assert (args.views, cfg.TRAINER.NAME, cfg.DATASET.NAME) == (10, "LinearProbe_DHO", "ImageNet")
+
+
+def test_the_keys_of_the_cache_exist_with_that_default():
+    cfg = get_cfg_default()
+    table = README[README.index("| `INPUT.VIEWS` |") :].split("\n\n")[0].splitlines()
+    assert table[0].endswith(f"| {cfg.INPUT.VIEWS} |")
+    assert table[1].endswith(f"| {cfg.MODEL.FEATURES} |")
 
 
 def test_the_commands_exist():
