@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +14,7 @@ from dho_plugin.engine.feature_lookup import Wanted, stores_named
 from dho_plugin.engine.feature_sets import FeatureBatches, StoredFeatures
 from dho_plugin.engine.fingerprint import weights_fingerprint
 from dho_plugin.engine.image_sets import ViewDataset
-from dho_plugin.engine.loaders import StepBatches, train_loader
+from dho_plugin.engine.loaders import StepBatches, feature_loader, train_loader
 from dho_plugin.engine.registry import DATASET_REGISTRY
 from dho_plugin.engine.views import Preprocess
 from dho_plugin.errors import CacheError, ConfigError, NoCacheError
@@ -176,7 +176,7 @@ class FeatureCaching:
             return super().train_batches(items, batches)
         if "student" in self.stored:
             unreadable = "next" if self.cfg.DATASET.UNREADABLE == "skip" else "error"
-            return FeatureBatches(items, stored, unreadable=unreadable).stream(batches)
+            return self.feature_batches(FeatureBatches(items, stored, unreadable=unreadable), batches)
         options = {"views": self.view_spec(), "size": self.decoded_for(), "stored": stored, **self.image_options()}
         dataset = ViewDataset(items, self.student_preprocess, **options)
         return train_loader(dataset, batches, workers=self.cfg.DATALOADER.NUM_WORKERS, device=self.device)
@@ -193,7 +193,11 @@ class FeatureCaching:
             return super().eval_batches(items, title)
         unreadable = "mark" if self.cfg.DATASET.UNREADABLE == "skip" else "error"
         batches = FeatureBatches(items, {BATCH_KEYS["student"]: found}, unreadable=unreadable)
-        return batches.in_order(self.cfg.DATALOADER.TEST.BATCH_SIZE)
+        return self.feature_batches(batches, batches.in_order(self.cfg.DATALOADER.TEST.BATCH_SIZE))
+
+    def feature_batches(self, dataset: FeatureBatches, keys: StepBatches | Sequence[list]) -> Iterable[dict]:
+        """Return batches of stored features."""
+        return feature_loader(dataset, keys, workers=self.cfg.DATALOADER.NUM_WORKERS, device=self.device)
 
 
 def whole_config(cfg):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,8 +12,6 @@ from torch import Tensor
 from dho_plugin.engine.data import Datum, ImageList
 from dho_plugin.engine.decode import UnreadableImageError
 from dho_plugin.engine.feature_store import FeatureStore
-
-AHEAD = 4  # batches that are read while the model computes
 
 
 class StoredFeatures(NamedTuple):
@@ -31,7 +27,7 @@ class StoredFeatures(NamedTuple):
 
     def take(self, positions: np.ndarray, views: np.ndarray) -> Tensor:
         """Return the features of some images in the view of each, (B, D) float32; NaN for what could not be read."""
-        return torch.from_numpy(self.store.read(self.rows[positions], views).astype(np.float32))
+        return torch.from_numpy(self.store.read(self.rows[positions], views)).float()
 
     def one(self, position: int, view: int) -> Tensor:
         """Return one image's features (D,) float32.
@@ -89,48 +85,16 @@ class FeatureBatches:
         features = {name: stored.take(positions, views) for name, stored in self.stored.items()}
         return features, np.any([values[:, 0].isnan().numpy() for values in features.values()], axis=0)
 
-    def stream(self, keys: Iterable[Sequence[tuple[int, int]]]) -> Iterator[dict[str, Tensor]]:
-        """Yield the batches of some keys, read ahead in a thread."""
-        return read_ahead(map(self, keys))
+    __getitem__ = __call__  # a dataset whose keys are batches
 
-    def in_order(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
-        """Yield every image once, in order, in view 0."""
-        starts = range(0, len(self.items), batch_size)
-        places = (range(start, min(start + batch_size, len(self.items))) for start in starts)
-        return self.stream([(position, 0) for position in part] for part in places)
+    def __len__(self) -> int:
+        return len(self.items)
 
+    def bytes_each(self) -> int:
+        """Return the bytes of one image's features, as they are read."""
+        return sum(stored.store.dim * stored.store.dtype.itemsize for stored in self.stored.values())
 
-def read_ahead(items: Iterator, ahead: int = AHEAD) -> Iterator:
-    """Yield an iterator's items while a thread draws the next ones; what it raises is raised here."""
-    drawn: queue.Queue = queue.Queue(ahead)
-    stopped = threading.Event()
-
-    def put(*entry) -> bool:
-        while not stopped.is_set():
-            try:
-                drawn.put(entry, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def draw() -> None:
-        try:
-            for item in items:
-                if not put(item, None):
-                    return
-            put(None, StopIteration())
-        except BaseException as error:
-            put(None, error)
-
-    threading.Thread(target=draw, daemon=True, name="read_ahead").start()
-    try:
-        while True:
-            item, error = drawn.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        stopped.set()
+    def in_order(self, batch_size: int) -> list[list[tuple[int, int]]]:
+        """Return the keys of an evaluation: every image once, in order, in view 0."""
+        n = len(self.items)
+        return [[(i, 0) for i in range(start, min(start + batch_size, n))] for start in range(0, n, batch_size)]

@@ -1,14 +1,13 @@
 """Batches of stored features."""
 
-import threading
-
 import numpy as np
 import pytest
 import torch
 
+import dho_plugin.engine.loaders as loaders
 from dho_plugin.engine.data import Datum
 from dho_plugin.engine.decode import UnreadableImageError
-from dho_plugin.engine.feature_sets import FeatureBatches, StoredFeatures, read_ahead
+from dho_plugin.engine.feature_sets import FeatureBatches, StoredFeatures
 from dho_plugin.engine.feature_store import FeatureStore
 
 N = 6
@@ -72,39 +71,27 @@ def test_one_image_alone(stored):
         stored.one(2, 0)
 
 
-def test_an_evaluation_goes_through_every_image_once_in_order(stored):
-    batches = list(FeatureBatches(ITEMS, {"features": stored}, unreadable="mark").in_order(4))
+@pytest.mark.parametrize("handed_over", [0, 2**30])
+def test_an_evaluation_goes_through_every_image_once_in_order(stored, monkeypatch, handed_over):
+    monkeypatch.setattr(loaders, "HANDED_OVER", handed_over)
+    data = FeatureBatches(ITEMS, {"features": stored}, unreadable="mark")
+    loader = loaders.feature_loader(data, data.in_order(4), workers=2)
+    assert loader.num_workers == (0 if handed_over else 2)
+    batches = list(loader)
     assert [len(batch["label"]) for batch in batches] == [4, 2]
     assert torch.cat([batch["index"] for batch in batches]).tolist() == [20, 21, 22, 23, 24, 25]
     assert torch.cat([batch["features"][:, 0] for batch in batches]).tolist() == [50, 40, 0, 20, 10, 0]
 
 
-def test_reading_ahead_keeps_the_order_and_hands_errors_on():
-    assert list(read_ahead(iter(range(50)), 3)) == list(range(50))
-
-    def broken():
-        yield 1
-        raise ValueError("broken")
-
-    ahead = read_ahead(broken())
-    assert next(ahead) == 1
-    with pytest.raises(ValueError, match="broken"):
-        next(ahead)
+@pytest.mark.parametrize("handed_over", [0, 2**30])
+def test_training_batches_are_those_of_the_steps(stored, monkeypatch, handed_over):
+    monkeypatch.setattr(loaders, "HANDED_OVER", handed_over)
+    steps = loaders.StepBatches(N, 4, 5, seed=1, stream="x", views=3)
+    data = FeatureBatches(ITEMS, {"features": stored}, unreadable="next")
+    for keys, batch in zip(steps, loaders.feature_loader(data, steps, workers=1), strict=True):
+        taken = [(3 if position == 2 else position, view) for position, view in keys]
+        assert batch["features"][:, 0].tolist() == [value(N - 1 - position, view) for position, view in taken]
 
 
-def test_reading_ahead_goes_no_further_than_told_and_ends_with_its_reader():
-    drawn = []
-
-    def numbers():
-        for number in range(1000):
-            drawn.append(number)
-            yield number
-
-    ahead = read_ahead(numbers(), 3)
-    assert next(ahead) == 0
-    threads = [t for t in threading.enumerate() if t.name == "read_ahead"]
-    ahead.close()
-    for thread in threads:
-        thread.join(timeout=20)
-        assert not thread.is_alive()
-    assert len(drawn) <= 6
+def test_the_bytes_of_an_image_are_those_of_all_stores(stored):
+    assert FeatureBatches(ITEMS, {"features": stored, "teacher_features": stored}).bytes_each() == 2 * 2 * 4
