@@ -77,9 +77,11 @@ class FeatureBatches:
             first = self.items.path(int(positions[lost.argmax()]))
             raise UnreadableImageError(f"{first} could not be read when its features were stored")
         label, domain, index = torch.from_numpy(self.items.numbers[positions]).unbind(1)
-        lost = torch.from_numpy(lost)
-        features = {name: values.masked_fill(lost[:, None], 0) for name, values in features.items()}
-        return {"label": label.masked_fill(lost, -1), "domain": domain, "index": index, **features}
+        if lost.any():
+            marked = torch.from_numpy(lost)
+            features = {name: values.masked_fill(marked[:, None], 0) for name, values in features.items()}
+            label = label.masked_fill(marked, -1)
+        return {"label": label, "domain": domain, "index": index, **features}
 
     def _take(self, positions: np.ndarray, views: np.ndarray) -> tuple[dict[str, Tensor], np.ndarray]:
         features = {name: stored.take(positions, views) for name, stored in self.stored.items()}
