@@ -103,8 +103,8 @@ def check_output(cfg) -> None:
     """
     if differ := differences(cfg):
         raise ConfigError(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} belongs to another configuration; choose another --output-dir, or "
-            "delete it to start over. They differ in:\n  " + "\n  ".join(differ)
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} belongs to another configuration; choose another --output-dir "
+            "(OUTPUT=... before a script), or delete it to start over. They differ in:\n  " + "\n  ".join(differ)
         )
 
 

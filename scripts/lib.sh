@@ -87,7 +87,7 @@ read_options() {
 set_data() {
   local home
   DATASET=$1 DATASET_FILE=configs/datasets/$1.yaml DATASET_PAIRS=()
-  if [ -f "$DATASET_FILE" ] && [ "$1" != folder ]; then return; fi
+  if [[ $1 != */* && $1 != folder && -f $DATASET_FILE ]]; then return; fi # ./imagenet is a folder of one's own
   home=$1
   [[ $home = /* ]] || home=$CALLED_FROM/$home
   [ -d "$home" ] || [[ $home = *.csv && -f $home ]] ||

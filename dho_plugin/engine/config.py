@@ -5,6 +5,7 @@ Precedence as in the hosts: defaults < dataset YAML < method YAML < flags < trai
 
 from __future__ import annotations
 
+import ast
 import difflib
 import re
 from collections.abc import Iterator, Sequence
@@ -130,6 +131,8 @@ def merge_pairs(cfg: CfgNode, pairs: Sequence[str]) -> None:
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
         if isinstance(known.get(key), float) and re.fullmatch(r"[+-]?\d+", value):
             value = f"{value}.0"
+        if isinstance(known.get(key), tuple) and not any(isinstance(item, float | int) for item in known[key]):
+            value = repr(_names(value))
         if isinstance(known.get(key), str) and not re.fullmatch(r"""(['"]).*\1""", value):
             value = repr(value)  # else a folder named 2024 would be a number
         try:
@@ -137,6 +140,19 @@ def merge_pairs(cfg: CfgNode, pairs: Sequence[str]) -> None:
         except (ValueError, AssertionError, SyntaxError) as error:
             kind = type(known.get(key, {})).__name__
             raise ConfigError(f"{key}: {value!r} is not a {kind} ({error})") from error
+
+
+def _names(value: str) -> tuple[str, ...]:
+    """Return the names in `night,sketches`, `('night', 'sketches')` or `[night, sketches]`, or one prompt template."""
+    try:
+        found = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        found = value
+    if isinstance(found, tuple | list):
+        return tuple(found)
+    if "{" in str(found):  # one template, whatever commas it has
+        return (str(found),)
+    return tuple(name for part in str(found).strip("()[]").split(",") if (name := part.strip().strip("'\"")))
 
 
 def without_effect(cfg: CfgNode) -> list[str]:

@@ -125,6 +125,34 @@ def test_a_template_names_the_class_once(cfg, template):
     config.check_cfg(cfg)
 
 
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ("night", ("night",)),
+        ("night,sketches", ("night", "sketches")),
+        ("night, sketches", ("night", "sketches")),
+        ("('night','sketches')", ("night", "sketches")),
+        ("['night']", ("night",)),
+        ("(night,)", ("night",)),
+        ("('night')", ("night",)),
+        ("'night',", ("night",)),
+        ("2024", ("2024",)),
+        ("()", ()),
+        ("", ()),
+    ],
+)
+def test_names_may_be_written_as_people_write_them(cfg, value, names):
+    config.merge_pairs(cfg, ["DATASET.TEST_SETS", value])
+    assert names == cfg.DATASET.TEST_SETS
+
+
+def test_one_template_may_have_commas(cfg):
+    config.merge_pairs(cfg, ["DATASET.TEMPLATES", "a photo of a {}, a kind of bird."])
+    assert cfg.DATASET.TEMPLATES == ("a photo of a {}, a kind of bird.",)
+    config.merge_pairs(cfg, ["OPTIM.STEPSIZE", "(3,)", "INPUT.RRCROP_SCALE", "(0.5, 1.0)"])
+    assert (cfg.OPTIM.STEPSIZE, cfg.INPUT.RRCROP_SCALE) == ((3,), (0.5, 1.0))
+
+
 def test_a_flag_behind_the_pairs_is_named(cfg):
     with pytest.raises(ConfigError, match="flags come before KEY VALUE pairs; found behind them: --config-file"):
         config.merge_pairs(cfg, ["OPTIM.LR", "1", "--config-file", "a.yaml"])

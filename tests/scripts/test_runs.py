@@ -194,10 +194,14 @@ def test_a_folder_or_a_csv_of_ones_own_is_a_data_set(pretend, tmp_path, how):
     assert f"tables {tmp_path}/out/{name}" in done.stdout
 
 
-def test_own_data_never_lands_among_the_runs_of_a_published_set(pretend, tmp_path):
+@pytest.mark.parametrize("relative", [False, True])
+def test_own_data_never_lands_among_the_runs_of_a_published_set(pretend, tmp_path, relative):
     (tmp_path / "imagenet").mkdir()
-    _, calls = pretend("scripts/coop_dho.sh", str(tmp_path / "imagenet"), "4", SEEDS="1")
-    assert all("out/own_imagenet/" in " ".join(call) for call in calls)
+    script = f"cd {tmp_path}; bash {ROOT}/scripts/coop_dho.sh {'./imagenet' if relative else tmp_path / 'imagenet'} 4"
+    _, calls = pretend("-c", script, SEEDS="1")
+    assert len(calls) == 6
+    assert all("out/own_imagenet" in " ".join(call) for call in calls)
+    assert all(f"--root {tmp_path} " in " ".join(call) for call in calls[::2])
 
 
 def test_a_percentage_may_be_labeled(pretend):
