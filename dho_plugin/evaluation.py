@@ -46,9 +46,7 @@ class HeadEvaluation:
         """
         self.net.eval()
         keep = columns([c.key for c in self.classes], [c.key for c in classes]).to(self.device)
-        dataset = EvalDataset(
-            items, self.student_preprocess, unreadable=self.cfg.DATASET.UNREADABLE, jpeg_gap=self.cfg.INPUT.JPEG_GAP
-        )
+        dataset = EvalDataset(items, self.student_preprocess, **self.reading())
         loader = self.cfg.DATALOADER
         batches = eval_loader(dataset, loader.TEST.BATCH_SIZE, workers=loader.NUM_WORKERS, device=self.device)
         ce, labels = torch.empty(len(items), len(classes), dtype=torch.float16), torch.empty(len(items)).long()
@@ -121,12 +119,14 @@ class HeadEvaluation:
 
     def search_mixing(self) -> None:
         """Choose alpha and beta on the validation split (DHO, section 3.2)."""
-        stored = self.validation_logits().readable()
-        found = search_alpha_beta(stored.logits_ce, stored.logits_kd, stored.labels)
+        stored = self.validation_logits()
+        kept = stored.readable()
+        found = search_alpha_beta(kept.logits_ce, kept.logits_kd, kept.labels)
         self.alpha_beta = (found.alpha, found.beta)
-        print(
-            f"alpha {found.alpha}, beta {found.beta}: {found.accuracy:.1f}% on {len(stored.labels)} validation images"
-        )
+        unread = len(stored.labels) - len(kept.labels)
+        left_out = f" ({unread:,} could not be read)" if unread else ""
+        images = f"{len(kept.labels):,} validation images{left_out}"
+        print(f"alpha {found.alpha}, beta {found.beta}: {found.accuracy:.1f}% on {images}")
 
     def test_shifted(self) -> None:
         """Score the model on the data sets of TEST.SHIFTED and the data set's own further test sets."""

@@ -9,7 +9,7 @@ import ast
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -220,5 +220,12 @@ def check_choice(key: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def dataset_label(cfg: CfgNode) -> str:
-    """Return the short name of a run's data as folders and tables show it: `mini`, else the dataset's name."""
-    return cfg.DATASET.PREFIX or cfg.DATASET.NAME.lower()
+    """Return the short name of a run's data as folders and tables show it: `mini`, else the dataset's name.
+
+    One's own data are called as their folder, and their CSV if there is one: `photos_labels`.
+    """
+    data = cfg.DATASET
+    if data.NAME != "ImageFolder":
+        return data.PREFIX or data.NAME.lower()
+    folder = PurePath(data.PREFIX or data.ROOT).name or data.NAME.lower()
+    return f"{folder}_{PurePath(data.CSV).stem}" if data.CSV else folder

@@ -32,6 +32,7 @@ DEFAULTS = {
         "GB_P": 0.5,
         "GB_K": 21,
         "JPEG_GAP": 3.0,  # ours: a JPEG is decoded smaller where its crop stays this many times the input; 0: never
+        "UPRIGHT": False,  # ours: turn photos by their EXIF orientation (folder.yaml does, the published sets do not)
         "VIEW_SEED": 0,  # ours: a view is a function of (this seed, image index, view number), the same for all runs
     },
     "DATASET": {

@@ -56,11 +56,15 @@ class TrainingStreams:
             flip="random_flip" in names,
         )
 
+    def reading(self) -> dict:
+        """Return how image files are read, in training and in evaluation, from DATASET.UNREADABLE and INPUT.*."""
+        inputs = self.cfg.INPUT
+        return {"unreadable": self.cfg.DATASET.UNREADABLE, "jpeg_gap": inputs.JPEG_GAP, "upright": inputs.UPRIGHT}
+
     def train_stream(self, name: str, items: list, batch_size: int, start_step: int) -> Iterator[dict]:
         """Return the batches of one stream from `start_step` to the end of training, moved to the device."""
-        options = {"unreadable": self.cfg.DATASET.UNREADABLE, "jpeg_gap": self.cfg.INPUT.JPEG_GAP}
         models = self.student_preprocess, self.teacher_preprocess
-        dataset = ViewDataset(items, *models, views=self.view_spec(), **options)
+        dataset = ViewDataset(items, *models, views=self.view_spec(), **self.reading())
         share = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
         batches = StepBatches(len(items), batch_size, self.total_steps(), self.cfg.SEED, name, start_step, **share)
         workers = self.cfg.DATALOADER.NUM_WORKERS

@@ -194,6 +194,16 @@ def test_two_configs_differ_only_in_what_changes_numbers(cfg):
     assert config.differing_keys(mine, other) == ["OPTIM.LR: 1.0 there, 0.0003 here"]
 
 
+def test_own_data_are_called_as_their_folder_and_list(cfg):
+    assert config.dataset_label(cfg) == ""
+    cfg.DATASET.NAME, cfg.DATASET.ROOT = "ImageNet", "/data/all"
+    assert config.dataset_label(cfg) == "imagenet"
+    cfg.DATASET.NAME = "ImageFolder"
+    assert config.dataset_label(cfg) == "all"
+    cfg.DATASET.PREFIX, cfg.DATASET.CSV = "more/photos", "lists/labels.csv"
+    assert config.dataset_label(cfg) == "photos_labels"
+
+
 def test_of_ones_own_data_the_place_counts(cfg):
     cfg.DATASET.NAME, cfg.DATASET.ROOT = "ImageFolder", "/photos"
     mine, other = config.as_plain(cfg), config.as_plain(cfg)
