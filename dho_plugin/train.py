@@ -77,6 +77,8 @@ def setup_cfg(args: argparse.Namespace):
             *nodes, name = key.split(".")
             reduce(getitem, nodes, cfg)[name] = tuple(value) if isinstance(value, list) else value
     merge_pairs(cfg, args.opts)
+    if cfg.DATASET.NAME == "ImageFolder":  # its place says which data it is: the same from any working folder
+        cfg.DATASET.ROOT = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
     if cfg.SEED < 0:
         cfg.SEED = draw_seed(cfg.OUTPUT_DIR)
     cfg.freeze()

@@ -209,15 +209,22 @@ def test_a_percentage_may_be_labeled(pretend):
     assert done.returncode == 0, done.stderr
     assert started(calls)[2] == ("LinearProbe_DHO", "vit_b16_ep20_1percent/seed2")
     assert "DATASET.NUM_SHOTS -1 DATASET.LABELED_PERCENT 1" in " ".join(calls[4])
-    assert pretend("scripts/linear_probe_dho.sh", "imagenet", "%1")[0].returncode == 2
+    for wrong in ("%1", "0%", "0.0%"):  # 0 would label all images
+        assert pretend("scripts/linear_probe_dho.sh", "imagenet", wrong)[0].returncode == 2
+
+
+def test_an_empty_name_of_a_data_set_is_not_the_current_folder(pretend):
+    done, calls = pretend("scripts/coop_dho.sh", "", "4")
+    assert (done.returncode, calls) == (2, [])
+    assert "no data set is named" in done.stderr
 
 
 def test_words_about_the_images_hold_for_the_zero_shot_rows_too(pretend):
-    words = ("DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.LR", "1", "DATASET.TEMPLATES", "('a {}.',)")
+    words = ("DATASET.UNREADABLE", "skip", "OPTIM.LR", "1", "DATASET.TEMPLATES", "('a {}.',)")
     _, calls = pretend("scripts/coop_dho.sh", "imagenet", "4", *words, SEEDS="1")
     for call in calls[:4:2]:
         line = " ".join(call)
-        assert "DATASET.SUBSAMPLE_CLASSES base DATASET.TEMPLATES ('a {}.',)" in line
+        assert "DATASET.UNREADABLE skip DATASET.TEMPLATES ('a {}.',)" in line
         assert "OPTIM.LR" not in line
 
 
