@@ -65,6 +65,8 @@ def rescore(run_dir: str | Path, alpha: float | None = None, beta: float | None 
     Raises:
         DHOError: no stored logits, or alpha or beta out of range.
     """
+    if not (Path(run_dir) / "results.json").is_file():
+        raise CacheError(f"{run_dir} holds no results.json: it is not a finished run's folder (those end in seed<S>)")
     own = read_json(Path(run_dir) / "results.json")
     alpha = next(a for a in (alpha, own["alpha"], 1.0) if a is not None)
     beta = next(b for b in (beta, own["beta"], 1.0) if b is not None)

@@ -58,7 +58,7 @@ def find_evaluations(directories: Iterable[str | Path]) -> list[dict[str, Any]]:
             continue
         row = joined.setdefault((path, result["trainer"]), {**_evaluated_as(run, result), "metrics": {}})
         for name, metric in _named_by_data(result, run).items():
-            if row["metrics"].setdefault(name, metric) != metric:
+            if _accuracy(row["metrics"].setdefault(name, metric)) != _accuracy(metric):
                 warn(f"{name} of {path} was evaluated twice with different results; {result['path']} is not used")
     for result in joined.values():
         _warn_of_unreadable(result)
@@ -188,7 +188,8 @@ def _find_problem(result: Any) -> str | None:
 
 
 def _tell_apart(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Name one's own data with their place where other data have the same name."""
+    """Name one's own data with their place where other data have the same name, and half of the classes as such."""
+    results = [{**result, "dataset": result["dataset"] + _half(result)} for result in results]
     places: dict[str, set[Any]] = {}
     for result in results:
         places.setdefault(result["dataset"], set()).add(_own_place(result))
@@ -198,6 +199,11 @@ def _tell_apart(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         else result
         for result in results
     ]
+
+
+def _half(result: dict[str, Any]) -> str:
+    which = _data_config(result).get("SUBSAMPLE_CLASSES", "all")
+    return "" if which == "all" else f" ({which} classes)"
 
 
 def _own_place(result: dict[str, Any]) -> str | None:
@@ -239,8 +245,7 @@ def _evaluated_as(run: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, 
 
 def _named_by_data(result: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     """Return an evaluation's metrics by test set; other data or another half of the classes stands in the name."""
-    half, trained = (str(_data_config(r).get("SUBSAMPLE_CLASSES", "all")) for r in (result, run))
-    added = "" if half == trained else f" ({half} classes)"
+    added = "" if _half(result) == _half(run) else _half(result) or " (all classes)"
     other = result["dataset"] != run["dataset"]
     names = {name: result["dataset"] if other and name == "test" else name for name in result["metrics"]}
     return {names[name] + added: metric for name, metric in result["metrics"].items()}

@@ -112,12 +112,12 @@ data_sets() {
 set_labeled() {
   if [[ $1 =~ ^[1-9][0-9]*$ ]]; then
     LABELED=${1}shots LABELED_PAIRS=(DATASET.NUM_SHOTS "$1")
-  elif [[ $1 =~ ^[0-9]+(\.[0-9]+)?%$ ]] && awk -v p="${1%\%}" 'BEGIN { exit !(p > 0 && p <= 100) }'; then
-    LABELED=$(awk -v p="${1%\%}" 'BEGIN { printf "%.10g", p }') # 1.0% is 1%
+  elif [[ $1 =~ ^[0-9]+(\.[0-9]+)?%$ ]] && LC_ALL=C awk -v p="${1%\%}" 'BEGIN { exit !(p > 0 && p <= 100) }'; then
+    LABELED=$(LC_ALL=C awk -v p="${1%\%}" 'BEGIN { printf "%.10g", p }') # 1.0% is 1%, and C has no decimal comma
     LABELED_PAIRS=(DATASET.NUM_SHOTS -1 DATASET.LABELED_PERCENT "$LABELED")
     LABELED+=percent
   else
-    die "SHOTS is '$1'; it is a number of images a class, or a percentage above 0 as 1%. $USAGE"
+    die "SHOTS is '$1'; it is a number of images a class, or a percentage up to 100 as 1%. $USAGE"
   fi
 }
 
@@ -233,6 +233,10 @@ zero_shots() {
 # show_table WORD...: dho_plugin.tables, then the runs that another process was at.
 show_table() {
   local code=0 label state
+  if [[ " ${PAIRS[*]} " = *" TEST.SPLIT val "* ]]; then
+    echo "TEST.SPLIT val: the figures on validation images stand in each run's log.txt; no table is made of them"
+    return
+  fi
   "$PYTHON" -m dho_plugin.tables "$@" || code=$?
   for label in "${LEFT[@]}"; do
     state="not finished yet: start this command again when it is"

@@ -83,3 +83,8 @@ def test_images_that_could_not_be_read_have_a_column_where_there_are_any():
     lines = ood.table({"val": {**row, "n_unreadable": 2}}).splitlines()
     assert lines[0].endswith("unreadable")
     assert lines[2].split()[-1] == "2"
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path, capsys):
+    assert ood.main([str(tmp_path)]) == 2
+    assert "holds no results.json: it is not a finished run's folder" in capsys.readouterr().err

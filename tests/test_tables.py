@@ -351,11 +351,11 @@ def test_a_run_scored_on_validation_images_alone_is_no_row(tmp_path, capsys):
 
 
 def test_percentages_are_rows_of_their_own_behind_the_shots(tmp_path):
-    amounts = [(-1, 10.0), (4, None), (-1, 1.0), (-1, None), (16, 0), (-1, 2.5)]
+    amounts = [(-1, 10.0), (4, None), (1, None), (-1, 1.0), (-1, None), (16, 0), (-1, 2.5)]
     for number, (shots, percent) in enumerate(amounts):
         write_seeds(tmp_path / str(number), {s: [60] * 5 for s in (1, 2)}, shots=shots, labeled_percent=percent)
     rows = rows_of(tmp_path)
-    assert [row.labels["Labeled"] for row in rows] == ["all", "4 shots", "16 shots", "1%", "2.5%", "10%"]
+    assert [row.labels["Labeled"] for row in rows] == ["all", "1 shot", "4 shots", "16 shots", "1%", "2.5%", "10%"]
     assert {row.seeds for row in rows} == {2}
 
 
@@ -436,3 +436,21 @@ def test_images_that_do_not_count_are_named(tmp_path, capsys):
     write(tmp_path, [None] * 5, metrics={"val": {"accuracy": 50.0, "n": 9, "n_unreadable": 4}})
     assert len(rows_of(tmp_path)) == 1
     assert "4 images of val could not be read and do not count" in capsys.readouterr().err
+
+
+def test_runs_on_data_that_changed_between_them_are_named(tmp_path, capsys):
+    for seed, digest in ((1, "a"), (2, "a"), (3, "b")):
+        data = {"labeled": [4, f"shots of {seed}"], "training": [9, digest], "test": [5, "t"]}
+        write_seeds(tmp_path, {seed: [60] * 5}, data=data)
+    write(tmp_path / "older", [60] * 5, seed=4)
+    assert len(rows_of(tmp_path)) == 1
+    err = capsys.readouterr().err
+    assert err.count("on data that changed between them") == 1
+    assert "seed3" in err
+
+
+def test_runs_on_half_of_the_classes_are_rows_of_their_own(tmp_path):
+    for which, accuracy in (("all", 50.0), ("base", 70.0), ("new", 30.0)):
+        write(tmp_path / which, [accuracy] * 5, config={"DATASET": {"NAME": "ImageNet", "SUBSAMPLE_CLASSES": which}})
+    rows = {row.labels["Dataset"]: row.scores["Val"].mean for row in rows_of(tmp_path)}
+    assert rows == {"mini": 50.0, "mini (base classes)": 70.0, "mini (new classes)": 30.0}

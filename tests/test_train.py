@@ -319,9 +319,8 @@ def test_precedence_of_files_flags_and_pairs(tmp_path):
 def test_the_place_of_ones_own_data_does_not_depend_on_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    for root in (".", "~", str(tmp_path), "down/.."):
-        cfg = setup_cfg(build_parser().parse_args(["--root", root, "DATASET.NAME", "ImageFolder"]))
-        assert cfg.DATASET.ROOT == str(tmp_path)
+    lines = [["--root", root, "DATASET.NAME", "ImageFolder"] for root in (".", "~", str(tmp_path), "down/..")]
+    assert {setup_cfg(build_parser().parse_args(line)).DATASET.ROOT for line in lines} == {str(tmp_path)}
 
 
 def test_grayscale_and_palette_images_train(command, tmp_path):

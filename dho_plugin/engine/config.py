@@ -220,12 +220,13 @@ def check_choice(key: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def dataset_label(cfg: CfgNode) -> str:
-    """Return the short name of a run's data as folders and tables show it: `mini`, else the dataset's name.
+    """Return the short name of a run's data as folders and tables show it: the data set's name, such as `oxfordpets`.
 
-    One's own data are called as their folder, and their CSV if there is one: `photos_labels`.
+    A world in ImageNet's layout is called as its folder, `mini`, and so are one's own data, with their CSV if there is
+    one: `photos_labels`.
     """
     data = cfg.DATASET
     if data.NAME != "ImageFolder":
-        return data.PREFIX or data.NAME.lower()
+        return (data.NAME.startswith("ImageNet") and data.PREFIX) or data.NAME.lower()
     folder = PurePath(data.PREFIX or data.ROOT).name or data.NAME.lower()
     return f"{folder}_{PurePath(data.CSV).stem}" if data.CSV else folder

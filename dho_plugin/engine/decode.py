@@ -17,6 +17,7 @@ _DECODE_ERRORS = (
     *(struct.error, Image.DecompressionBombError),
 )
 JPEG_SCALES = (8, 4, 2, 1)
+_SCIENTIFIC = ("TIFF", "FITS", "SPIDER")
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -30,7 +31,7 @@ _TURNS = {
 _ON_ITS_SIDE = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]
 
 # Set once for the process: changed for each image, Python would print its once-only warnings over and over.
-# Images up to Pillow's error limit are read, and nothing in the EXIF data is used, so neither warning says anything.
+# Images up to Pillow's error limit are read, and of damaged EXIF data nothing is used, so neither warning helps.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
@@ -140,6 +141,10 @@ def _orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":  # convert() would copy it
         return image
+    if image.mode == "F" or (image.mode == "I" and image.format in _SCIENTIFIC):
+        raise ValueError(
+            f"its pixels are 32-bit numbers (mode {image.mode}) whose black and white nobody knows: save it as 8 bits"
+        )
     if image.mode.startswith("I"):  # convert("RGB") would clip 16-bit values at 255
         gray = np.asarray(image).clip(0, 65535) // 257
         image = Image.fromarray(gray.astype(np.uint8))

@@ -46,6 +46,13 @@ def test_sixteen_bit_gray_is_scaled_and_not_clipped(tmp_path):
     assert read[0, -1].tolist() == [255, 255, 255]
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_numbers_whose_black_and_white_nobody_knows_are_refused(tmp_path, kind):
+    path = saved(tmp_path / "x.tif", Image.fromarray(np.linspace(0, 1, 12).reshape(3, 4).astype(kind)))
+    with pytest.raises(UnreadableImageError, match=r"32-bit numbers .*save it as 8 bits"):
+        read_image(path)
+
+
 def test_an_unreadable_file_is_named_with_the_choice_to_skip_it(bad_file):
     with pytest.raises(UnreadableImageError) as error:
         read_image(bad_file)
