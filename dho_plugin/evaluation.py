@@ -112,7 +112,7 @@ class HeadEvaluation:
             raise ConfigError(
                 f"{self.cfg.DATASET.NAME} has no validation split and nothing is chosen on test data: set "
                 "DATASET.NUM_VAL_SHOTS above 0, or use TEST.FINAL_MODEL last_step, TEST.SPLIT test and "
-                "TRAINER.DHO.SEARCH False"
+                f"TRAINER.DHO.SEARCH False. {self.dataset.no_validation}".rstrip()
             )
 
     def validation_logits(self) -> TestLogits:

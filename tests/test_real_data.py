@@ -4,7 +4,9 @@ import json
 import os
 import re
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dho_plugin.train import build_parser, build_trainer, main, setup_cfg
 
@@ -101,6 +103,19 @@ def test_a_run_does_not_go_on_with_other_images(command, tmp_path, capsys):
     (folder / "aaa.JPEG").unlink()
     assert main(line) == 0
     assert "will resume" in (tmp_path / "run/log.txt").read_text()
+
+
+def test_validation_images_in_the_place_of_test_images_are_said_to_be(shared_command, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for folder in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / "photos" / folder).mkdir(parents=True)
+        for number in range(3):
+            image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+            image.save(tmp_path / "photos" / folder / f"{number}.png")
+    where = ("DATASET.ROOT", str(tmp_path), "DATASET.PREFIX", "photos")
+    line = shared_command("CoOp_DHO", tmp_path / "run", *where, "TRAINER.DHO.SEARCH", "True", dataset="folder")
+    assert main(line) == 2
+    assert "DHO.SEARCH False. Its val split is scored in the place of the test split" in capsys.readouterr().err
 
 
 def test_an_evaluation_takes_over_the_mix_that_the_run_chose(command, tmp_path):
