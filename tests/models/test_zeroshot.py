@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from dho_plugin.models.templates import IMAGENET_TEMPLATES, PROMPTSRC_TEMPLATES, templates_for
+from dho_plugin.models.templates import IMAGENET_TEMPLATES, PROMPTSRC_TEMPLATES
 from dho_plugin.models.zeroshot import class_features
 
 NAMES = ["dog", "great_white_shark", "missile"]
@@ -35,12 +35,3 @@ def test_promptsrcs_sixty_templates():
     # the first and the last of its published list, and neighbours that it leaves out
     assert {"a photo of a {}.", "a bad photo of a {}.", "itap of the {}."} < set(PROMPTSRC_TEMPLATES)
     assert not {"a jpeg corrupted photo of the {}.", "itap of a {}."} & set(PROMPTSRC_TEMPLATES)
-
-
-def test_templates():
-    assert len(templates_for("ImageNetSketch")) == 7
-    assert templates_for("ImageNet", ensemble=False) == ("a photo of a {}.",)
-    assert templates_for("OxfordPets") == ("a photo of a {}, a type of pet.",)
-    assert templates_for("Mini") == ("a photo of a {}.",)
-    names = ["ImageNet", "DescribableTextures", "EuroSAT", "Food101", "UCF101", "FGVCAircraft", "OxfordFlowers"]
-    assert all(template.count("{}") == 1 for name in names for template in templates_for(name))
