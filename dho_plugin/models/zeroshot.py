@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dho_plugin.core.heads import CosineHead
-from dho_plugin.models.buckets import by_length, most_buckets
+from dho_plugin.models.buckets import by_length
 from dho_plugin.models.clip import LoadedCLIP
 from dho_plugin.models.text_paths import class_path
 from dho_plugin.models.text_tower import TextTower
@@ -65,7 +65,7 @@ def _encode(clip: LoadedCLIP, prompts: list[str], batch_size: int) -> Tensor:
         return torch.cat([clip.encode_text(chunk.to(clip.device)).float() for chunk in tokens.split(batch_size)])
     tower = TextTower(clip)
     eot = tower.eot(tokens)
-    order, buckets = by_length(eot + 1, most_buckets(clip.device))
+    order, buckets = by_length(eot + 1)
     features = [
         tower(tower.embed(tokens[own, :length].to(clip.device)), eot[own].to(clip.device)).float()
         for length, start, stop in buckets
