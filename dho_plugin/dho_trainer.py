@@ -67,7 +67,8 @@ class DHOTrainer(HeadEvaluation, TrainerXU):
         if self._clip is None:
             node, text_tower = self.cfg.MODEL.BACKBONE, self.cfg.MODEL.TEXT_TOWER
             self._clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, text_tower=text_tower)
-            checkpoint_text(self._clip, self.cfg.MODEL.TEXT_CHECKPOINTING)
+            if self.cfg.MODEL.TEXT_CHECKPOINTING:
+                checkpoint_text(self._clip)
             self._clip.model.to(self.device)  # before its class features: thousands of prompts are slow on a CPU
         return self._clip
 
