@@ -69,6 +69,8 @@ DEFAULTS = {
         "INIT_WEIGHTS": "",
         "BACKBONE": {"NAME": "", "PRETRAINED": True, "TAG": "", "CKPT": ""},  # TAG (open_clip's), CKPT: ours
         "HEAD": {"NAME": "", "HIDDEN_LAYERS": (), "ACTIVATION": "relu", "BN": True, "DROPOUT": 0.0},
+        "TEXT_TOWER": "auto",  # ours: auto (the cheapest exact way to text features) | plain | truncated | shared
+        "TEXT_CHECKPOINTING": False,  # ours: learned prompts' activations are computed again in the backward
     },
     "OPTIM": {
         "NAME": "adam",

@@ -45,7 +45,8 @@ def build_teacher(cfg, student: LoadedCLIP, classes: Sequence[ClassInfo], templa
     if node.TYPE == "placebo":
         clip = student
     else:
-        clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, key="TRAINER.DHO.TEACHER")
+        text = "plain" if cfg.MODEL.TEXT_TOWER == "plain" else "auto"  # other ways are forced on the student's prompts
+        clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, key="TRAINER.DHO.TEACHER", text_tower=text)
         clip.model.to(student.device)  # before its class features: thousands of prompts are slow on a CPU
     model = ZeroShotTeacher(clip, names, templates, cfg.TRAINER.DHO.ZETA).to(student.device)
     return Teacher(model, clip.preprocess)

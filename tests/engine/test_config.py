@@ -107,6 +107,7 @@ def test_a_missing_file_lists_its_neighbours(cfg, tmp_path):
         ("INPUT.JPEG_GAP", "0.5"),
         ("DATALOADER.TEST.BATCH_SIZE", "0"),
         ("SEED", "4294967296"),
+        ("MODEL.TEXT_TOWER", "fast"),
         ("MODEL.INIT_WEIGHTS", "some.pth"),
     ],
 )
