@@ -85,7 +85,7 @@ def main() -> None:
     write_tree(args.root, args.files, args.classes)
     print(f"tree of {args.files:,} files: {time.perf_counter() - before:.0f} s", flush=True)
     cache = args.root / "cache"
-    for stored in cache.glob("listings/*"):
+    for stored in (*cache.glob("listings/*"), *args.root.glob("imagenet/split_fewshot/*")):
         stored.unlink()
     figures = {name: measure(args.root, cache) for name in ("first start", "second start", "third start")}
     print(tabulate([[k, *v.values()] for k, v in figures.items()], ["", *figures["first start"]], floatfmt=".2f"))

@@ -76,11 +76,14 @@ class FeatureCaching:
             "precision": precision,
             **{key: list(value) if isinstance(value, tuple) else value for key, value in pre.items()},
             **(self._view_facts() if views else {}),
+            "upright": self.cfg.INPUT.UPRIGHT,
             "jpeg_gap": gap,
             "decoded_for": (self.decoded_for() if views else pre["size"]) if gap else None,
             # A student's features are stored as they are computed, a teacher's as half the bytes.
             "dtype": "float32" if who == "student" and precision == "no" else "float16",
             "dim": clip.feature_dim,
+            # A published set is the same wherever it lies; own files of one name and size may be other photos.
+            **({"place": str(data_root(self.cfg))} if self.cfg.DATASET.NAME == "ImageFolder" else {}),
         }
 
     def _view_facts(self) -> dict[str, Any]:
@@ -177,13 +180,13 @@ class FeatureCaching:
         if "student" in self.stored:
             unreadable = "next" if self.cfg.DATASET.UNREADABLE == "skip" else "error"
             return self.feature_batches(FeatureBatches(items, stored, unreadable=unreadable), batches)
-        options = {"views": self.view_spec(), "size": self.decoded_for(), "stored": stored, **self.image_options()}
+        options = {"views": self.view_spec(), "size": self.decoded_for(), "stored": stored, **self.reading()}
         dataset = ViewDataset(items, self.student_preprocess, **options)
         return train_loader(dataset, batches, workers=self.cfg.DATALOADER.NUM_WORKERS, device=self.device)
 
     def fill_dataset(self, clip: LoadedCLIP, items: ImageList) -> ViewDataset:
         """Return the training images as an encoder sees them, decoded as the training decodes them."""
-        options = {"views": self.view_spec(), "size": self.decoded_for(), **self.image_options()}
+        options = {"views": self.view_spec(), "size": self.decoded_for(), **self.reading()}
         return ViewDataset(items, clip.preprocess, **options)
 
     def eval_batches(self, items: ImageList, title: str) -> Iterable[dict]:

@@ -20,6 +20,7 @@ from dho_plugin.evaluation import HeadEvaluation
 from dho_plugin.models.clip import LoadedCLIP, load_clip
 from dho_plugin.models.student import DualHeadNet, Student
 from dho_plugin.models.templates import templates_for
+from dho_plugin.models.text_tower import checkpoint_text
 from dho_plugin.models.zeroshot import class_features
 from dho_plugin.teachers import Teacher, build_teacher, load_teacher, teacher_label
 
@@ -70,8 +71,10 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
     def clip(self) -> LoadedCLIP:
         """Return the student's CLIP, loaded once."""
         if self._clip is None:
-            node = self.cfg.MODEL.BACKBONE
-            self._clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT)
+            node, text_tower = self.cfg.MODEL.BACKBONE, self.cfg.MODEL.TEXT_TOWER
+            self._clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, text_tower=text_tower)
+            if self.cfg.MODEL.TEXT_CHECKPOINTING:
+                checkpoint_text(self._clip)
             self._clip.model.to(self.device)  # before its class features: thousands of prompts are slow on a CPU
         return self._clip
 
@@ -80,6 +83,8 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
         clip = self.clip()
         self.student_preprocess = clip.preprocess
         self.student = self.build_student(clip, self.classes)
+        if self.student.text_path is not None:
+            print(f"Text tower: {self.student.text_path.name} ({self.student.text_path.reason})")
         self.kd_head = self.build_kd_head(clip) if self.dho else None
         self.net = self.accelerator.prepare(DualHeadNet(self.student, self.kd_head).to(self.device))
         for name, module in self.student.learnable().items():

@@ -1,6 +1,8 @@
 """Typed errors: every message names the key or path, what was found, what is allowed and what to do next."""
 
 import errno
+import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -52,13 +54,16 @@ def run_command(command: Callable[[], None]) -> int:
 
     Returns:
         0; the error's `exit_code`: 3 where another process is at this very run, else 2; 2 also where the disk refuses
-        (full, read-only, not permitted); 130 after Ctrl-C.
+        (full, read-only, not permitted); 130 after Ctrl-C; 141 where nobody reads its output any more.
     """
     try:
         command()
     except DHOError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it flushes
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in _DISK_ERRNOS:
             raise

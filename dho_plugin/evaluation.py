@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from dho_plugin.data.subsets import columns
 from dho_plugin.engine.config import as_plain, dataset_label
 from dho_plugin.engine.data import ClassInfo, DatasetBase, Datum, ImageList
 from dho_plugin.engine.evaluator import TestLogits, compact, confusion_matrix, per_class_lines, result_lines, score
-from dho_plugin.engine.files import atomic_write, write_json
+from dho_plugin.engine.files import atomic_write, read_json, write_json
 from dho_plugin.engine.image_sets import EvalDataset
 from dho_plugin.engine.loaders import eval_loader
 from dho_plugin.engine.logger import peak_memory_mb, versions
@@ -39,7 +40,7 @@ class HeadEvaluation:
 
     def eval_dataset(self, items: ImageList) -> EvalDataset:
         """Return images as the student sees them in an evaluation."""
-        return EvalDataset(items, self.student_preprocess, **self.image_options())
+        return EvalDataset(items, self.student_preprocess, **self.reading())
 
     def eval_batches(self, items: ImageList, title: str) -> Iterable[dict]:
         """Return the batches of an evaluation, each image once, in order."""
@@ -56,10 +57,14 @@ class HeadEvaluation:
         self.net.eval()
         keep = columns([c.key for c in self.classes], [c.key for c in classes]).to(self.device)
         batches = self.eval_batches(ImageList.of(items), title)
-        ce, labels = torch.empty(len(items), len(classes), dtype=torch.float16), torch.empty(len(items)).long()
+        ce, labels = (
+            torch.empty(len(items), len(classes), dtype=torch.float16),
+            torch.empty(len(items), dtype=torch.int64),
+        )
         kd, done = None if self.kd_head is None else torch.empty_like(ce), 0
         for batch in tqdm(batches, desc=title, unit="batch", disable=None):
-            rows = slice(done, done := done + len(batch["label"]))
+            rows = slice(done, done + len(batch["label"]))
+            done = rows.stop
             on = self.to_device(batch)
             logits_ce, logits_kd, _ = self.net(on.get("img"), None, on.get("features"))
             ce[rows], labels[rows] = compact(logits_ce[:, keep]), batch["label"]
@@ -115,7 +120,7 @@ class HeadEvaluation:
             raise ConfigError(
                 f"{self.cfg.DATASET.NAME} has no validation split and nothing is chosen on test data: set "
                 "DATASET.NUM_VAL_SHOTS above 0, or use TEST.FINAL_MODEL last_step, TEST.SPLIT test and "
-                "TRAINER.DHO.SEARCH False"
+                f"TRAINER.DHO.SEARCH False. {self.dataset.no_validation}".rstrip()
             )
 
     def validation_logits(self) -> TestLogits:
@@ -127,12 +132,14 @@ class HeadEvaluation:
 
     def search_mixing(self) -> None:
         """Choose alpha and beta on the validation split (DHO, section 3.2)."""
-        stored = self.validation_logits().readable()
-        found = search_alpha_beta(stored.logits_ce, stored.logits_kd, stored.labels)
+        stored = self.validation_logits()
+        kept = stored.readable()
+        found = search_alpha_beta(kept.logits_ce, kept.logits_kd, kept.labels)
         self.alpha_beta = (found.alpha, found.beta)
-        print(
-            f"alpha {found.alpha}, beta {found.beta}: {found.accuracy:.1f}% on {len(stored.labels)} validation images"
-        )
+        unread = len(stored.labels) - len(kept.labels)
+        left_out = f" ({unread:,} could not be read)" if unread else ""
+        images = f"{len(kept.labels):,} validation images{left_out}"
+        print(f"alpha {found.alpha}, beta {found.beta}: {found.accuracy:.1f}% on {images}")
 
     def test_shifted(self) -> None:
         """Score the model on the data sets of TEST.SHIFTED and the data set's own further test sets."""
@@ -159,10 +166,22 @@ class HeadEvaluation:
         self.model_dir = directory
         self.check_validation()
         self.load_model(directory, epoch)
+        self.take_over_mixing(directory)
         self.claim_output()
         self.test()
         self.test_shifted()
         self.write_results()
+
+    def take_over_mixing(self, directory: str) -> None:
+        """Take the alpha and beta that an evaluated run chose on its validation images, if the config has no others."""
+        path, own = Path(directory) / "results.json", self.cfg.TRAINER.DHO
+        if not self.dho or not path.is_file():
+            return
+        run = read_json(path)
+        node = run["config"]["TRAINER"]["DHO"]
+        if node["SEARCH"] and node["ALPHA"] == own.ALPHA and node["BETA"] == own.BETA and run["alpha"] is not None:
+            self.alpha_beta = (run["alpha"], run["beta"])
+            print(f"alpha {run['alpha']}, beta {run['beta']}: chosen by the run on its validation images")
 
     def write_results(self) -> None:
         """Write results.json, the last act of a run: where it lies, the run is complete."""
@@ -176,11 +195,12 @@ class HeadEvaluation:
             "shots": self.cfg.DATASET.NUM_SHOTS if self.get_model_names() else None,
             "labeled_percent": (self.cfg.DATASET.LABELED_PERCENT or None) if self.get_model_names() else None,
             "seed": self.cfg.SEED if self.get_model_names() else None,
-            "unlabeled": self.uses_unlabeled(),
+            "unlabeled": self.uses_unlabeled() and len(self.dataset.train_u) > 0,
             "teacher": self.teacher_label,
             "alpha": alpha,
             "beta": beta,
             "model_dir": self.model_dir or None,
+            "data": self.data_identity,
             "metrics": self.metrics,
             "config_name": self.config_name,
             "seconds": round(self.elapsed(), 1),

@@ -65,6 +65,8 @@ def rescore(run_dir: str | Path, alpha: float | None = None, beta: float | None 
     Raises:
         DHOError: no stored logits, or alpha or beta out of range.
     """
+    if not (Path(run_dir) / "results.json").is_file():
+        raise CacheError(f"{run_dir} holds no results.json: it is not a finished run's folder (those end in seed<S>)")
     own = read_json(Path(run_dir) / "results.json")
     alpha = next(a for a in (alpha, own["alpha"], 1.0) if a is not None)
     beta = next(b for b in (beta, own["beta"], 1.0) if b is not None)
@@ -73,10 +75,12 @@ def rescore(run_dir: str | Path, alpha: float | None = None, beta: float | None 
 
 def table(metrics: dict[str, dict[str, float]]) -> str:
     """Return the metrics as a plain table, with the mean of the shifted sets' accuracies where all four are there."""
-    rows = [[name, *(m.get(column) for column in COLUMNS)] for name, m in metrics.items()]
+    unread = any(m.get("n_unreadable") for m in metrics.values())
+    columns = [*COLUMNS, *(["n_unreadable"] if unread else [])]
+    rows = [[name, *(m.get(column) for column in columns)] for name, m in metrics.items()]
     if all(name in metrics for name in SHIFTED):
         rows.append(["OOD mean", sum(metrics[name]["accuracy"] for name in SHIFTED) / len(SHIFTED)])
-    headers = ["test set", "accuracy", "CE head", "KD head", "macro F1", "n"]
+    headers = ["test set", "accuracy", "CE head", "KD head", "macro F1", "n", "unreadable"][: 1 + len(columns)]
     return tabulate(rows, headers=headers, floatfmt=".1f", missingval="-")
 
 

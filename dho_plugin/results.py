@@ -30,7 +30,10 @@ def find_results(directories: Iterable[str | Path]) -> list[dict[str, Any]]:
         DataError: a directory is missing, or no usable result was found.
     """
     directories = list(directories)
-    return _some([result for result in _read_all(directories) if _trained(result) is None], directories)
+    found = [result for result in _read_all(directories) if _trained(result) is None]
+    for result in found:
+        _warn_of_unreadable(result)
+    return _some(_tell_apart(found), directories)
 
 
 def find_evaluations(directories: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -40,21 +43,26 @@ def find_evaluations(directories: Iterable[str | Path]) -> list[dict[str, Any]]:
         directories: folders to search.
 
     Returns:
-        For each run that was evaluated its own results, with the evaluations' metrics in the place of its own.
+        For each run that was evaluated, and each trainer that did it, the run's own results with the evaluations'
+        metrics in the place of its own.
 
     Raises:
         DataError: a directory is missing, or no usable evaluation was found.
     """
     directories = list(directories)
-    joined: dict[Path, dict[str, Any]] = {}
-    for result in _read_all(directories):
-        path = _trained(result)
-        run = _read(path) if path and path not in joined else None
-        if run is not None:
-            joined[path] = {**run, "metrics": {}}
-        if path in joined:
-            joined[path]["metrics"].update(_named_by_data(result, joined[path]["dataset"]))
-    return _some(list(joined.values()), directories)
+    joined: dict[tuple[Path, str], dict[str, Any]] = {}
+    evaluations = [(result, path) for result in _read_all(directories) if (path := _trained(result))]
+    runs = {path: _read(path) for path in dict.fromkeys(path for _, path in evaluations)}
+    for result, path in evaluations:
+        if (run := runs[path]) is None:
+            continue
+        row = joined.setdefault((path, result["trainer"]), {**_evaluated_as(run, result), "metrics": {}})
+        for name, metric in _named_by_data(result, run).items():
+            if _accuracy(row["metrics"].setdefault(name, metric)) != _accuracy(metric):
+                warn(f"{name} of {path} was evaluated twice with different results; {result['path']} is not used")
+    for result in joined.values():
+        _warn_of_unreadable(result)
+    return _some(_tell_apart(list(joined.values())), directories)
 
 
 def score_columns(results: Iterable[dict[str, Any]]) -> dict[str, str]:
@@ -179,6 +187,41 @@ def _find_problem(result: Any) -> str | None:
     return f"its metrics have no accuracy for {', '.join(bad)}" if bad else None
 
 
+def _tell_apart(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Name one's own data with their place where other data have the same name, and half of the classes as such."""
+    results = [{**result, "dataset": result["dataset"] + _half(result)} for result in results]
+    places: dict[str, set[Any]] = {}
+    for result in results:
+        places.setdefault(result["dataset"], set()).add(_own_place(result))
+    return [
+        {**result, "dataset": f"{result['dataset']} in {_own_place(result)}"}
+        if _own_place(result) and len(places[result["dataset"]]) > 1
+        else result
+        for result in results
+    ]
+
+
+def _half(result: dict[str, Any]) -> str:
+    which = _data_config(result).get("SUBSAMPLE_CLASSES", "all")
+    return "" if which == "all" else f" ({which} classes)"
+
+
+def _own_place(result: dict[str, Any]) -> str | None:
+    """Return where one's own data lie, or None for a published set."""
+    data = _data_config(result)
+    return str(data.get("ROOT")) if data.get("NAME") == "ImageFolder" else None
+
+
+def _data_config(result: dict[str, Any]) -> dict[str, Any]:
+    return (result.get("config") or {}).get("DATASET") or {}
+
+
+def _warn_of_unreadable(result: dict[str, Any]) -> None:
+    for name, metrics in _scored(result).items():
+        if metrics.get("n_unreadable"):
+            warn(f"{result['path']}: {metrics['n_unreadable']} images of {name} could not be read and do not count")
+
+
 def _scored(result: dict[str, Any]) -> dict[str, Any]:
     """Return the metrics of the test sets."""
     return {name: metric for name, metric in result["metrics"].items() if name != "validation"}
@@ -186,18 +229,26 @@ def _scored(result: dict[str, Any]) -> dict[str, Any]:
 
 def _on_imagenet(result: dict[str, Any]) -> bool:
     """Say whether a run was scored on ImageNet or one of its shifted sets; a run without a config, by their names."""
-    dataset = (result.get("config") or {}).get("DATASET") or {}
+    dataset = _data_config(result)
     known = _scored(result).keys() & TEST_SETS.keys()
     return bool(known) and (
         str(dataset["NAME"]).startswith("ImageNet") if "NAME" in dataset else known == {*_scored(result)}
     )
 
 
-def _named_by_data(result: dict[str, Any], trained: str) -> dict[str, Any]:
-    """Return an evaluation's metrics; the test set of other data than the model was trained on has that data's name."""
-    if result["dataset"] == trained:
-        return result["metrics"]
-    return {result["dataset"] if name == "test" else name: metric for name, metric in result["metrics"].items()}
+def _evaluated_as(run: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Return a run as the method that an evaluation took it for: of a DHO run, CoOp takes the prompts alone."""
+    if run["trainer"] == evaluation["trainer"]:
+        return run
+    return {**run, **{key: evaluation.get(key) for key in ("trainer", "method", "teacher", "unlabeled")}}
+
+
+def _named_by_data(result: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """Return an evaluation's metrics by test set; other data or another half of the classes stands in the name."""
+    added = "" if _half(result) == _half(run) else _half(result) or " (all classes)"
+    other = result["dataset"] != run["dataset"]
+    names = {name: result["dataset"] if other and name == "test" else name for name in result["metrics"]}
+    return {names[name] + added: metric for name, metric in result["metrics"].items()}
 
 
 def _accuracy(metric: Any) -> float | None:

@@ -103,7 +103,7 @@ def describe_labeled(result: dict[str, Any]) -> str:
         return f"{percent:g}%"
     if shots is None:
         return "-"
-    return f"{shots} shots" if shots > 0 else "all"
+    return f"{shots} shot{'s' * (shots != 1)}" if shots > 0 else "all"
 
 
 def shown_columns(labels: Sequence[dict[str, str]], always: Sequence[str], when_needed: Sequence[str]) -> list[str]:
@@ -167,6 +167,10 @@ def _summarize(values: list[float | None]) -> Score | None:
 
 
 def _warn_of_differences(runs: list[dict[str, Any]]) -> None:
+    known = [run for run in runs if run.get("data")]
+    for run in known[1:]:
+        if any(run["data"].get(part) != known[0]["data"].get(part) for part in ("training", "test")):
+            warn(f"one row averages runs on data that changed between them: {known[0]['path']} and {run['path']}")
     first = runs[0]
     for run in runs[1:]:
         keys = [k for k in differing_keys(run.get("config") or {}, first.get("config") or {}) if k[:5] != "SEED:"]

@@ -82,6 +82,8 @@ def setup_cfg(args: argparse.Namespace):
             *nodes, name = key.split(".")
             reduce(getitem, nodes, cfg)[name] = tuple(value) if isinstance(value, list) else value
     merge_pairs(cfg, args.opts)
+    if cfg.DATASET.NAME == "ImageFolder":  # its place says which data it is: the same from any working folder
+        cfg.DATASET.ROOT = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
     if cfg.SEED < 0:
         cfg.SEED = draw_seed(cfg.OUTPUT_DIR)
     cfg.freeze()
@@ -108,8 +110,8 @@ def check_output(cfg) -> None:
     """
     if differ := differences(cfg):
         raise ConfigError(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} belongs to another configuration; choose another --output-dir, or "
-            "delete it to start over. They differ in:\n  " + "\n  ".join(differ)
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} belongs to another configuration; choose another --output-dir "
+            "(OUTPUT=... before a script), or delete it to start over. They differ in:\n  " + "\n  ".join(differ)
         )
 
 

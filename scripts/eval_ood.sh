@@ -27,9 +27,6 @@ for results in "${runs[@]}"; do
   run=$(cd "$(dirname "$results")" && pwd)
   group=$OUTPUT/evaluation/$trainer/$(basename "$(dirname "$run")")
   [[ " ${groups[*]} " == *" $group "* ]] || groups+=("$group")
-  # a run that chose alpha and beta on its validation images keeps them
-  mixing=$("$PYTHON" -c 'import json, sys; run = json.load(open(sys.argv[1]))
-print(*(f"TRAINER.DHO.{key.upper()} {run[key]}" for key in ("alpha", "beta") if run[key] is not None))' "$results")
   for target in ${SETS:-imagenetv2 imagenet_sketch imagenet_r imagenet_a}; do
     out=$group/$prefix$target/$(basename "$run")
     if [[ ${#PAIRS[@]} -eq 0 && $out/results.json -nt $results ]]; then
@@ -37,10 +34,9 @@ print(*(f"TRAINER.DHO.{key.upper()} {run[key]}" for key in ("alpha", "beta") if 
       continue
     fi
     # of two config files the second one wins: the run's own options, then the other data set
-    # shellcheck disable=SC2086
     background "$out" "$PYTHON" -m dho_plugin.train --root "$DATA" --trainer "$trainer" --eval-only --model-dir "$run" \
       --dataset-config-file "$run/config.json" --config-file "configs/datasets/$prefix$target.yaml" --output-dir "$out" \
-      TEST.SHIFTED "()" TEST.SPLIT test TEST.FINAL_MODEL last_step TRAINER.DHO.SEARCH False $mixing \
+      TEST.SHIFTED "()" TEST.SPLIT test TEST.FINAL_MODEL last_step TRAINER.DHO.SEARCH False \
       ${STUDENT_CKPT:+MODEL.BACKBONE.CKPT "$STUDENT_CKPT"} "${PAIRS[@]}"
   done
 done

@@ -86,8 +86,9 @@ read_options() {
 # Sets DATASET (its name in paths), DATASET_FILE and DATASET_PAIRS; for own data also DATA.
 set_data() {
   local home
+  [ -n "$1" ] || die "no data set is named; there are: $(data_sets), and any folder or .csv file of yours. $USAGE"
   DATASET=$1 DATASET_FILE=configs/datasets/$1.yaml DATASET_PAIRS=()
-  if [ -f "$DATASET_FILE" ] && [ "$1" != folder ]; then return; fi
+  if [[ $1 != */* && $1 != folder && -f $DATASET_FILE ]]; then return; fi # ./imagenet is a folder of one's own
   home=$1
   [[ $home = /* ]] || home=$CALLED_FROM/$home
   [ -d "$home" ] || [[ $home = *.csv && -f $home ]] ||
@@ -111,10 +112,12 @@ data_sets() {
 set_labeled() {
   if [[ $1 =~ ^[1-9][0-9]*$ ]]; then
     LABELED=${1}shots LABELED_PAIRS=(DATASET.NUM_SHOTS "$1")
-  elif [[ $1 =~ ^[0-9]+(\.[0-9]+)?%$ ]]; then
-    LABELED=${1%\%}percent LABELED_PAIRS=(DATASET.NUM_SHOTS -1 DATASET.LABELED_PERCENT "${1%\%}")
+  elif [[ $1 =~ ^[0-9]+(\.[0-9]+)?%$ ]] && LC_ALL=C awk -v p="${1%\%}" 'BEGIN { exit !(p > 0 && p <= 100) }'; then
+    LABELED=$(LC_ALL=C awk -v p="${1%\%}" 'BEGIN { printf "%.10g", p }') # 1.0% is 1%, and C has no decimal comma
+    LABELED_PAIRS=(DATASET.NUM_SHOTS -1 DATASET.LABELED_PERCENT "$LABELED")
+    LABELED+=percent
   else
-    die "SHOTS is '$1'; it is a number of images a class, or a percentage as 1%. $USAGE"
+    die "SHOTS is '$1'; it is a number of images a class, or a percentage up to 100 as 1%. $USAGE"
   fi
 }
 
@@ -204,11 +207,15 @@ train_seeds() {
   done
 }
 
+# What says which images and names are scored, and how they are read.
+IMAGE_KEYS="DATASET.TEST_SETS DATASET.TEMPLATES DATASET.CSV DATASET.SUBSAMPLE_CLASSES DATASET.UNREADABLE DATASET.NUM_VAL_SHOTS"
+IMAGE_KEYS+=" TEST.SPLIT INPUT.UPRIGHT INPUT.JPEG_GAP DATALOADER.NUM_WORKERS USE_CUDA"
+
 # zero_shot TRAINER CONFIG WEIGHTS: evaluate a CLIP as it is, from a local file if WEIGHTS is not empty.
 zero_shot() {
   local dir=$OUTPUT/$DATASET/$1/$2 k images=()
-  for ((k = 0; k < ${#PAIRS[@]}; k += 2)); do # what says which images and names are scored holds for these rows, too
-    [[ ${PAIRS[k]} != DATASET.@(TEST_SETS|TEMPLATES|CSV|SUBSAMPLE_CLASSES) ]] || images+=("${PAIRS[@]:k:2}")
+  for ((k = 0; k < ${#PAIRS[@]}; k += 2)); do
+    [[ " $IMAGE_KEYS " != *" ${PAIRS[k]} "* ]] || images+=("${PAIRS[@]:k:2}")
   done
   background "$dir" "$PYTHON" -m dho_plugin.train --root "$DATA" --seed 1 --trainer "$1" --eval-only \
     --dataset-config-file "$DATASET_FILE" --config-file "configs/trainers/$1/$2.yaml" --output-dir "$dir" \
@@ -226,6 +233,10 @@ zero_shots() {
 # show_table WORD...: dho_plugin.tables, then the runs that another process was at.
 show_table() {
   local code=0 label state
+  if [[ " ${PAIRS[*]} " = *" TEST.SPLIT val "* ]]; then
+    echo "TEST.SPLIT val: the figures on validation images stand in each run's log.txt; no table is made of them"
+    return
+  fi
   "$PYTHON" -m dho_plugin.tables "$@" || code=$?
   for label in "${LEFT[@]}"; do
     state="not finished yet: start this command again when it is"

@@ -3,10 +3,11 @@
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import dho_plugin.engine.image_sets as image_sets
 from dho_plugin import cache
@@ -65,7 +66,7 @@ def refuse(monkeypatch):
     """Return a function that makes every further decoding of an image fail."""
 
     def forbid():
-        def decode(path):
+        def decode(path, *options):
             raise AssertionError(f"{path} was opened")
 
         monkeypatch.setattr(image_sets, "ImageFile", decode)
@@ -272,7 +273,7 @@ def test_where_features_come_from_is_not_part_of_what_a_run_is(command, capsys):
     assert "is complete" in capsys.readouterr().out
 
 
-def test_a_method_whose_student_needs_the_images_says_so():
+def test_a_method_whose_student_needs_the_images_says_so(command, started):
     class Own(CLIPStudent):
         def features(self, images):
             return images
@@ -282,7 +283,7 @@ def test_a_method_whose_student_needs_the_images_says_so():
             return None
 
     assert not Student().storable
-    clip = SimpleNamespace(model=torch.nn.Identity(), feature_dim=3, zeta=0.01)
+    clip = started(command("CoOp", "run", *FEW)).clip()
     assert [kind(clip).storable for kind in (CLIPStudent, Own, Further)] == [True, False, False]
 
 
@@ -298,3 +299,47 @@ def test_a_store_belongs_to_the_size_that_images_are_decoded_for(command, starte
 def test_the_defaults_leave_everything_as_it_was():
     cfg = get_cfg_default()
     assert (cfg.INPUT.VIEWS, cfg.MODEL.FEATURES, cfg.TRAINER.DHO.TEACHER.MODE) == (0, "auto", "auto")
+
+
+def test_photos_that_are_turned_are_stored_turned_and_named(command, tmp_path, started, capsys):
+    for path in sorted((tmp_path / "imagenet/images/train").rglob("*.JPEG")):
+        image = Image.open(path)
+        exif = image.getexif()
+        exif[0x0112] = 6  # lies on its side
+        image.save(path, exif=exif)
+    line = command("LinearProbe_DHO", "run", *VIEWS)
+    turned = [*line, "INPUT.UPRIGHT", "True"]
+    assert fill(turned) == 0
+    expected = losses(started([*turned, *ONLINE]))
+    for modes in (TEACHER, BOTH):
+        assert losses(started([*turned, *modes])) == pytest.approx(expected, rel=1e-4)
+    assert losses(started([*line, *ONLINE])) != pytest.approx(expected, rel=1e-4)
+    capsys.readouterr()
+    assert main([*line, *BOTH]) == 2
+    assert re.search("upright: True there, False here", capsys.readouterr().err)
+
+
+def own_photos(home: Path, seed: int) -> None:
+    """Write photos of two classes, of one name and size in all folders, with a further test set."""
+    rng = np.random.default_rng(seed)
+    for folder in ("train/a", "train/b", "test/a", "test/b", "night/a", "night/b"):
+        (home / folder).mkdir(parents=True)
+        for number in range(4):
+            Image.fromarray(rng.integers(0, 256, (32, 40, 3), dtype=np.uint8)).save(home / folder / f"{number}.bmp")
+
+
+def test_own_photos_are_stored_with_their_further_test_sets_and_never_taken_for_others(
+    shared_command, tmp_path, monkeypatch, refuse, capsys
+):
+    for seed, root in enumerate(("one", "two")):
+        own_photos(tmp_path / root / "photos", seed)
+    where = ("DATASET.PREFIX", "photos", "DATASET.TEST_SETS", "night", *VIEWS, "DATASET.ROOT")
+    line = [*shared_command("CoOp_DHO", tmp_path / "fill", *where, dataset="folder"), str(tmp_path / "one")]
+    online = metrics(run(_elsewhere(line, tmp_path / "nothing stored")))
+    assert set(online) == {"test", "night"}
+    assert fill(line) == 0
+    assert main(_elsewhere(line, tmp_path / "other", *BOTH, "DATASET.ROOT", str(tmp_path / "two"))) == 2
+    assert re.search(r"place: '\S*one/photos' there, '\S*two/photos' here", capsys.readouterr().err)
+    refuse()
+    monkeypatch.chdir(tmp_path)
+    assert metrics(run(_elsewhere(line, tmp_path / "stored", *BOTH, "DATASET.ROOT", "one"))) == online

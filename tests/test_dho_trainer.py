@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from dho_plugin.errors import ConfigError
+
 
 def log_softmax(x):
     x = x - x.max(1, keepdims=True)
@@ -164,3 +166,45 @@ def test_both_heads_start_from_text_features_that_are_encoded_once(build, monkey
     torch.testing.assert_close(text.norm(dim=1), torch.ones(4))
     assert torch.equal(text, trainer.kd_head.weight)
     assert trainer.student.ce_head.weight.data_ptr() != trainer.kd_head.weight.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("trainer", "options", "line"),
+    [
+        ("CoOp_DHO", (), "Text tower: shared (causal attention, and one context in front of all class names)"),
+        ("PromptSRC", (), "Text tower: shared (causal"),
+        (
+            "CoOp",
+            ("TRAINER.COOP.CSC", "True", "TRAINER.COOP.CTX_INIT", ""),
+            "Text tower: truncated (causal attention; each class has a context",
+        ),
+        ("VPT", (), "Text tower: truncated (causal attention)"),
+        ("PromptSRC", ("MODEL.TEXT_TOWER", "plain"), "Text tower: plain (MODEL.TEXT_TOWER asks for it)"),
+    ],
+)
+def test_the_log_says_how_text_is_encoded(build, capsys, trainer, options, line):
+    build(trainer, *options)
+    assert capsys.readouterr().out.count(line) == 1
+
+
+def test_a_text_path_that_is_not_exact_is_refused(build):
+    with pytest.raises(ConfigError, match=r"MODEL\.TEXT_TOWER is 'shared'.*CSC"):
+        build("CoOp", "TRAINER.COOP.CSC", "True", "TRAINER.COOP.CTX_INIT", "", "MODEL.TEXT_TOWER", "shared")
+
+
+def test_the_text_path_is_not_forced_on_the_teacher(build):
+    assert build("CoOp_DHO", "MODEL.TEXT_TOWER", "shared").teacher is not None
+
+
+@pytest.mark.parametrize("trainer", ["CoOp", "PromptSRC"])
+def test_plain_and_fast_text_take_the_same_step(build, trainer):
+    """Also where the fast one computes its activations anew."""
+    learned = []
+    for options in (("MODEL.TEXT_TOWER", "plain"), (), ("MODEL.TEXT_CHECKPOINTING", "True")):
+        run = build(trainer, *options)
+        assert run.student.clip_model.transformer.grad_checkpointing == ("True" in options)
+        run.forward_backward(*first_batches(run))
+        (module,) = run.student.learnable().values()
+        learned.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+    for fast in learned[1:]:
+        torch.testing.assert_close(fast, learned[0], atol=2e-6, rtol=1e-5)

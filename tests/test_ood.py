@@ -75,3 +75,16 @@ def test_bad_input_is_one_message(run, capsys, options, said, tmp_path):
 def test_the_runs_own_numbers_come_back(command, tmp_path):
     assert train(command("CoOp_DHO", "run")) == 0
     assert ood.rescore(tmp_path / "run") == json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
+
+
+def test_images_that_could_not_be_read_have_a_column_where_there_are_any():
+    row = {"accuracy": 50.0, "ce_head_accuracy": 50.0, "macro_f1": 50.0, "n": 8}
+    assert "unreadable" not in ood.table({"val": {**row, "n_unreadable": 0}})
+    lines = ood.table({"val": {**row, "n_unreadable": 2}}).splitlines()
+    assert lines[0].endswith("unreadable")
+    assert lines[2].split()[-1] == "2"
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path, capsys):
+    assert ood.main([str(tmp_path)]) == 2
+    assert "holds no results.json: it is not a finished run's folder" in capsys.readouterr().err

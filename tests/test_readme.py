@@ -97,3 +97,11 @@ def test_the_commands_exist():
     assert cfg.TRAINER.NAME == "CoOp_DHO"
     ood.build_parser().parse_args(shlex.split("--alpha 0.4 --beta 0.5 output/my_run"))
     assert callable(tables.main)
+
+
+@pytest.mark.parametrize(
+    "page", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("[bd]*s/*.md")), ids=lambda page: page.name
+)
+def test_no_page_waits_for_its_figures(page):
+    text = page.read_text(encoding="utf-8")
+    assert not re.findall(r"^[A-Z_]{4,}$|TODO|FIXME|XXX", text, re.MULTILINE)

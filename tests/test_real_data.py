@@ -1,11 +1,14 @@
 """Real data's settings through the command line: class subsets, percentages, stored shots, every layout's files."""
 
 import json
+import os
 import re
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from dho_plugin.train import main
+from dho_plugin.train import build_parser, build_trainer, main, setup_cfg
 
 
 def results(folder):
@@ -38,9 +41,17 @@ def test_prompts_meet_classes_that_they_were_not_trained_on(command, trainer, tm
     assert results(tmp_path / "all")["metrics"]["val"]["n"] == 8
 
 
-@pytest.mark.parametrize("trainer", ["CoOp_DHO", "LinearProbe"])
-def test_a_head_knows_its_own_classes_only(command, trainer, tmp_path, capsys):
-    alone = ("TEST.SHIFTED", "()", "DATASET.SUBSAMPLE_CLASSES")
+@pytest.mark.parametrize(
+    ("trainer", "options"),
+    [
+        ("CoOp_DHO", ()),
+        ("LinearProbe", ()),
+        ("VPT", ("TRAINER.VPT.HEAD", "linear")),
+        ("CoOp", ("TRAINER.COOP.CTX_INIT", "", "TRAINER.COOP.CSC", "True")),  # a context of its own for each class
+    ],
+)
+def test_a_head_knows_its_own_classes_only(command, trainer, options, tmp_path, capsys):
+    alone = (*options, "TEST.SHIFTED", "()", "DATASET.SUBSAMPLE_CLASSES")
     assert main(command(trainer, "base", *alone, "base")) == 0
     flags = ("--eval-only", "--model-dir", str(tmp_path / "base"))
     assert main(command(trainer, "new", *alone, "new", flags=flags)) == 2
@@ -75,3 +86,57 @@ def test_the_same_shots_are_used_once_they_are_stored(command, tmp_path):
     log = (tmp_path / "two/log.txt").read_text()
     assert f"Shots: 2 a class, seed 1, {stored}\n" in log
     assert re.search(r"# train_x +8\n# train_u +20\n", log)
+
+
+def test_a_run_does_not_go_on_with_other_images(command, tmp_path, capsys):
+    """A photo that was added in the meantime would change the draw, and the run would learn from two of them."""
+    line = command("CoOp_DHO", "run", "DATASET.SHOTS_FROM", "draw", "TEST.SHIFTED", "()")
+    trainer = build_trainer(setup_cfg(build_parser().parse_args(line)))
+    trainer.before_train()
+    trainer.save_model(1, tmp_path / "run", trainer.checkpoint_meta())
+    folder = next((tmp_path / "imagenet/images/train").glob("n*"))
+    (folder / "aaa.JPEG").write_bytes(next(folder.glob("n*")).read_bytes())
+    assert main(line) == 2
+    said = capsys.readouterr().err
+    assert "the data have changed since this run began" in said
+    assert "training images: 24 then, 25 now" in said
+    (folder / "aaa.JPEG").unlink()
+    assert main(line) == 0
+    assert "will resume" in (tmp_path / "run/log.txt").read_text()
+
+
+def test_validation_images_in_the_place_of_test_images_are_said_to_be(shared_command, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for folder in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / "photos" / folder).mkdir(parents=True)
+        for number in range(3):
+            image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+            image.save(tmp_path / "photos" / folder / f"{number}.png")
+    where = ("DATASET.ROOT", str(tmp_path), "DATASET.PREFIX", "photos")
+    line = shared_command("CoOp_DHO", tmp_path / "run", *where, "TRAINER.DHO.SEARCH", "True", dataset="folder")
+    assert main(line) == 2
+    assert "DHO.SEARCH False. Its val split is scored in the place of the test split" in capsys.readouterr().err
+
+
+def test_an_evaluation_takes_over_the_mix_that_the_run_chose(command, tmp_path):
+    choose = ("DATASET.NUM_VAL_SHOTS", "2", "TRAINER.DHO.SEARCH", "True", "TEST.SHIFTED", "()")
+    assert main(command("CoOp_DHO", "run", *choose, "TRAINER.DHO.ALPHA", "0.45")) == 0
+    path = tmp_path / "run/results.json"
+    path.write_text(json.dumps({**results(tmp_path / "run"), "alpha": 0.3, "beta": 0.7}))  # chosen, if not by this run
+    flags = ("--eval-only", "--model-dir", str(tmp_path / "run"))
+    for alpha, expected in (("0.45", (0.3, 0.7)), ("0.9", (0.9, 1.0))):
+        words = ("TEST.SHIFTED", "()", "TRAINER.DHO.ALPHA", alpha)
+        assert main(command("CoOp_DHO", f"eval{alpha}", *words, flags=flags)) == 0
+        run = results(tmp_path / f"eval{alpha}")
+        assert (
+            (run["alpha"], run["beta"]) == expected == (run["metrics"]["val"]["alpha"], run["metrics"]["val"]["beta"])
+        )
+
+
+def test_a_file_name_that_is_no_text_is_logged_all_the_same(command, tmp_path, capsys):
+    folder = next((tmp_path / "imagenet/images/train").glob("n*"))
+    (folder / os.fsdecode(b"zz\xff.JPEG")).write_bytes(b"no image")
+    options = ("DATASET.NUM_SHOTS", "-1", "DATASET.UNREADABLE", "skip", "TEST.SHIFTED", "()", "OPTIM.MAX_EPOCH", "4")
+    assert main(command("CoOp", "run", *options)) == 0
+    assert "Logging error" not in capsys.readouterr().err
+    assert "zz\\udcff.JPEG: cannot be read" in (tmp_path / "run/log.txt").read_text()

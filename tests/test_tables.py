@@ -271,6 +271,24 @@ def test_evaluations_are_joined_under_the_run_that_they_used(tmp_path, capsys):
     assert main([str(tmp_path / "eval")]) == 2  # they are no runs of their own
 
 
+def test_an_evaluation_on_other_classes_or_of_a_part_of_the_model_stands_by_itself(tmp_path, capsys):
+    """Base to new: CoOp's prompts of a DHO run on the new classes, beside the run itself on the base classes."""
+    base, new = ({"DATASET": {"NAME": "ImageNet", "SUBSAMPLE_CLASSES": which}} for which in ("base", "new"))
+    write(tmp_path / "run", [60] * 5, config=base)
+    model = {"model_dir": str(tmp_path / "run")}
+    write(tmp_path / "eval/base", [None, 50, None, None, None], config=base, **model)
+    write(tmp_path / "eval/new", [None, 30, None, None, None], config=new, **BASE, **model)
+    assert main([str(tmp_path / "eval"), "--evaluations", "--format", "csv"]) == 0
+    printed = capsys.readouterr()
+    prompts, whole = csv.DictReader(printed.out.splitlines())
+    assert (whole["Method"], whole["V2"], whole["imagenetv2 (new classes)"]) == ("CoOp + DHO", "50.0", "")
+    assert (prompts["Method"], prompts["V2"], prompts["imagenetv2 (new classes)"]) == ("CoOp", "", "30.0")
+    assert "twice" not in printed.err
+    write(tmp_path / "eval/other", [None, 31, None, None, None], config=new, **BASE, **model)
+    assert main([str(tmp_path / "eval"), "--evaluations"]) == 0
+    assert "imagenetv2 (new classes) of" in capsys.readouterr().err
+
+
 def columns_of(folder, *words, capsys):
     """Return the number columns of the printed table, and its cells by row."""
     assert main([str(folder), "--format", "csv", *words]) == 0
@@ -333,11 +351,11 @@ def test_a_run_scored_on_validation_images_alone_is_no_row(tmp_path, capsys):
 
 
 def test_percentages_are_rows_of_their_own_behind_the_shots(tmp_path):
-    amounts = [(-1, 10.0), (4, None), (-1, 1.0), (-1, None), (16, 0), (-1, 2.5)]
+    amounts = [(-1, 10.0), (4, None), (1, None), (-1, 1.0), (-1, None), (16, 0), (-1, 2.5)]
     for number, (shots, percent) in enumerate(amounts):
         write_seeds(tmp_path / str(number), {s: [60] * 5 for s in (1, 2)}, shots=shots, labeled_percent=percent)
     rows = rows_of(tmp_path)
-    assert [row.labels["Labeled"] for row in rows] == ["all", "4 shots", "16 shots", "1%", "2.5%", "10%"]
+    assert [row.labels["Labeled"] for row in rows] == ["all", "1 shot", "4 shots", "16 shots", "1%", "2.5%", "10%"]
     assert {row.seeds for row in rows} == {2}
 
 
@@ -393,3 +411,46 @@ def test_command_line(runs, capsys):
         with pytest.raises(SystemExit) as stopped:
             main([str(runs), *words])
         assert stopped.value.code == 2
+
+
+def test_own_data_of_one_name_in_two_places_are_two_data_sets(tmp_path, capsys):
+    for place, accuracy in (("/a", 10.0), ("/b", 30.0)):
+        config = {"DATASET": {"NAME": "ImageFolder", "ROOT": place, "PREFIX": "photos"}}
+        write(
+            tmp_path / place[1:], [None] * 5, dataset="photos", metrics={"test": {"accuracy": accuracy}}, config=config
+        )
+    write_own(tmp_path / "other", dataset="holidays", test=50.0)
+    names = [row.labels["Dataset"] for row in rows_of(tmp_path)]
+    assert names == ["holidays", "photos in /a", "photos in /b"]
+    assert "stands twice" not in capsys.readouterr().err
+
+
+def test_own_data_called_mini_are_not_the_mini_world(tmp_path):
+    write(tmp_path / "world", [50.0] * 5)
+    config = {"DATASET": {"NAME": "ImageFolder", "ROOT": "/a", "PREFIX": "mini"}}
+    write(tmp_path / "own", [None] * 5, metrics={"test": {"accuracy": 10.0}}, config=config)
+    assert [row.labels["Dataset"] for row in rows_of(tmp_path)] == ["mini", "mini in /a"]
+
+
+def test_images_that_do_not_count_are_named(tmp_path, capsys):
+    write(tmp_path, [None] * 5, metrics={"val": {"accuracy": 50.0, "n": 9, "n_unreadable": 4}})
+    assert len(rows_of(tmp_path)) == 1
+    assert "4 images of val could not be read and do not count" in capsys.readouterr().err
+
+
+def test_runs_on_data_that_changed_between_them_are_named(tmp_path, capsys):
+    for seed, digest in ((1, "a"), (2, "a"), (3, "b")):
+        data = {"labeled": [4, f"shots of {seed}"], "training": [9, digest], "test": [5, "t"]}
+        write_seeds(tmp_path, {seed: [60] * 5}, data=data)
+    write(tmp_path / "older", [60] * 5, seed=4)
+    assert len(rows_of(tmp_path)) == 1
+    err = capsys.readouterr().err
+    assert err.count("on data that changed between them") == 1
+    assert "seed3" in err
+
+
+def test_runs_on_half_of_the_classes_are_rows_of_their_own(tmp_path):
+    for which, accuracy in (("all", 50.0), ("base", 70.0), ("new", 30.0)):
+        write(tmp_path / which, [accuracy] * 5, config={"DATASET": {"NAME": "ImageNet", "SUBSAMPLE_CLASSES": which}})
+    rows = {row.labels["Dataset"]: row.scores["Val"].mean for row in rows_of(tmp_path)}
+    assert rows == {"mini": 50.0, "mini (base classes)": 70.0, "mini (new classes)": 30.0}

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -315,6 +316,13 @@ def test_precedence_of_files_flags_and_pairs(tmp_path):
     assert cfg().SEED >= 0
 
 
+def test_the_place_of_ones_own_data_does_not_depend_on_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    lines = [["--root", root, "DATASET.NAME", "ImageFolder"] for root in (".", "~", str(tmp_path), "down/..")]
+    assert {setup_cfg(build_parser().parse_args(line)).DATASET.ROOT for line in lines} == {str(tmp_path)}
+
+
 def test_grayscale_and_palette_images_train(command, tmp_path):
     line = command("CoOp", "run")
     for mode, image in zip(
@@ -349,3 +357,11 @@ def test_several_processes_are_refused_rather_than_half_supported(command, capsy
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(command("CoOp", "run")) == 2
     assert "torchrun" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly():
+    script = "import sys\nfrom dho_plugin.errors import run_command\n"
+    script += "sys.exit(run_command(lambda: [print('line', flush=True) for _ in range(100_000)]))"
+    pipe = f"{shlex.quote(sys.executable)} -c {shlex.quote(script)} | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("line\n141\n", "")

@@ -30,6 +30,7 @@ class CoOpStudent(CLIPStudent):
         super().__init__(clip)
         self.prompt_learner = prompt_learner
         self.text_classifier = TextClassifier(prompt_learner, tower)
+        self.text_path = self.text_classifier.path
         self.open_vocabulary = prompt_learner.ctx.dim() == 2  # one context for all classes
 
     def logits_ce(self, features: Tensor) -> Tensor:

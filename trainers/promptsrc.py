@@ -44,6 +44,7 @@ class PromptSRCStudent(CLIPStudent):
         super().__init__(clip, dict(prompts).get("image_encoder"))
         self.prompts, self.weights = prompts, weights
         self.text_classifier = TextClassifier(prompts["prompt_learner"], TextTower(clip), prompts["text_encoder"])
+        self.text_path = self.text_classifier.path
 
     def logits_ce(self, features: Tensor) -> Tensor:
         """Return the prompted text classifier's logits, (B, C) float32."""

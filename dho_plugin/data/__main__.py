@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dho_plugin.data.check import FOUND, MISSING, Check, UnsoundDataError, look_for, remarks, table
+from dho_plugin.data.own_folders import SPLITS
 from dho_plugin.data.sources import OWN, registered_names
 from dho_plugin.data.verify import Verification, printable
 from dho_plugin.engine.files import write_json
@@ -90,7 +91,7 @@ def check(args: argparse.Namespace) -> None:
     names = registered_names(args.sets)
     _check_flags(args, names)
     checks = [look_for(name, args.root, args.prefix, args.csv, args.test_sets) for name in names]
-    print(table(checks), "", *(line for check in checks for line in remarks(check)), sep="\n")
+    print(table(checks), "", *(line for check in checks for line in remarks(check)), *_own_photos(args), sep="\n")
     verified: dict[str, Verification] = {}
     _store(args, checks, verified)
     if args.verify:
@@ -106,12 +107,23 @@ def check(args: argparse.Namespace) -> None:
 
 def _check_flags(args: argparse.Namespace, names: list[str]) -> None:
     args.root = args.root.expanduser()
-    if not (args.root / args.prefix).is_dir():
-        raise ConfigError(f"{args.root / args.prefix} is no folder; --root must be the folder that holds the data sets")
+    home = args.root / args.prefix
+    if not home.is_dir():
+        own = f"; a list of your own images is --root {home.parent} --sets folder --csv {home.name}"
+        raise ConfigError(
+            f"{home} is no folder; --root must be the folder that holds the data sets{own if home.is_file() else ''}"
+        )
     if (args.csv or args.test_sets) and OWN not in names:
         raise ConfigError("--csv and --test-sets are for your own images: add --sets folder")
     if args.workers < 0:
         raise ConfigError(f"--workers is {args.workers}; it must be 0 or more")
+
+
+def _own_photos(args: argparse.Namespace) -> list[str]:
+    """Return a hint where the fifteen sets were looked for in a folder that looks like somebody's own images."""
+    home = args.root / args.prefix
+    splits = [f"{name}/" for name in SPLITS if (home / name).is_dir()]
+    return [f"{home} holds {', '.join(splits)}: your own images? Add --sets folder"] if splits and not args.sets else []
 
 
 def _verify(verified: dict[str, Verification], workers: int) -> bool:

@@ -10,6 +10,7 @@ from dho_plugin.data.shots import ShotStore
 from dho_plugin.data.splits import Shots, draw_own_val, draw_shots, draw_val, others
 from dho_plugin.data.subsets import half, keep_classes
 from dho_plugin.engine.data import ClassInfo, DatasetBase, ImageList
+from dho_plugin.errors import DataError
 
 
 class SplitDataset(DatasetBase):
@@ -54,6 +55,11 @@ class SplitDataset(DatasetBase):
             train_x, train_u, val = train, train, own_val or train
         kept = half(len(classes), cfg.DATASET.SUBSAMPLE_CLASSES)
         parts = [keep_classes(part, kept, classes) for part in (train_x, train_u + (unlabeled or ()), val, test)]
+        if len(test) and not parts[-1]:
+            raise DataError(
+                f"DATASET.SUBSAMPLE_CLASSES {cfg.DATASET.SUBSAMPLE_CLASSES}: none of the {len(test)} test images is of "
+                f"these {len(kept)} classes. Set it to all, or add test images"
+            )
         super().__init__(*parts, classes=[classes[label] for label in kept])
 
 

@@ -17,7 +17,7 @@ from tabulate import tabulate
 import dho_plugin.data.fine_grained
 import dho_plugin.data.imagenet
 import dho_plugin.data.own  # noqa: F401  (each registers its data sets)
-from dho_plugin.data.folders import HOW_TO
+from dho_plugin.data.folders import HOW_TO, folder_names
 from dho_plugin.data.imagenet import data_root
 from dho_plugin.data.sources import BY_NAME, COLUMNS, SOURCES, as_printed
 from dho_plugin.data.verify import printable
@@ -158,7 +158,7 @@ def _misnamed(folder: Path) -> str:
         return f"{folder} is a link to {os.readlink(folder)}, which is not there."
     if not folder.parent.is_dir():
         return ""
-    others = {entry.name for entry in os.scandir(folder.parent) if entry.is_dir()} - {s.folder for s in SOURCES}
+    others = {*folder_names(folder.parent)} - {source.folder for source in SOURCES}
     plain = {name.lower().replace("_", "").replace("-", ""): name for name in others}
     near = difflib.get_close_matches(folder.name.lower().replace("_", "").replace("-", ""), plain, n=1, cutoff=0.8)
     return f"Is it {folder.parent / plain[near[0]]}? Rename or link it to {folder.name}." if near else ""

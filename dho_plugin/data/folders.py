@@ -30,11 +30,24 @@ def class_folders(folder: Path, contents: str, how_to: str = HOW_TO) -> list[str
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; {contents} must lie there. {how_to}")
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    names = folder_names(folder)
     if not names:
         raise DataError(f"{folder}: holds no class folders; {contents} must lie there. {how_to}")
     return names
+
+
+def folder_names(folder: Path) -> list[str]:
+    """Return the sorted names of the folders in a folder, and of links to folders; hidden ones are ignored."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if is_folder(entry) and not entry.name.startswith("."))
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Return whether an entry is a folder or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def read_classnames(*candidates: Path) -> dict[str, str]:

@@ -96,7 +96,7 @@ def _list_folder(folder: str, known: Listed | None) -> Listed:
             f"{folder}: class folder without an image ({', '.join(IMAGE_ENDINGS)}); put the class's images there, "
             "or remove the folder from every split"
         )
-    if time.time_ns() - before.st_mtime_ns < SETTLED:
+    if not 0 < before.st_mtime_ns <= time.time_ns() - SETTLED:  # 0: mounted object stores keep no time of change
         stamp[1] = -1
     return Listed(stamp, np.array([os.fsencode(name) for name in names], dtype=np.bytes_))
 

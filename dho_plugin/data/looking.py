@@ -13,15 +13,21 @@ from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
 from multiprocessing import get_context
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from PIL import Image
 
 from dho_plugin.data.mini.pool import end_with_parent
 from dho_plugin.engine.decode import read_image
 from dho_plugin.errors import ConfigError
 
-CHUNK = 32  # images that a worker looks at in one go
+CHUNK = 8  # images that a worker looks at in one go
 AHEAD = 3  # chunks a worker, in work or waiting
 DIED = "the process that read it died: its decoder crashed, or it needs more memory than there is"
+
+
+_stop = SimpleNamespace(value=0)  # in a worker the flag of its team, which needs no lock: a killed worker keeps none
 
 
 class Look(NamedTuple):
@@ -83,11 +89,15 @@ class _Team:
 
     def _start(self) -> None:
         # spawn: a forked child of a process whose torch has started threads may hang
-        self.pool = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"), initializer=end_with_parent)
+        context = get_context("spawn")
+        self.stop = context.RawValue("b", 0)
+        self.pool = ProcessPoolExecutor(self.workers, context, _begin, (self.stop,))
         try:
+            # All at once: one that is started as others die is never ended, and the pool waits for it for ever.
             with _without_ctrl_c():
-                started = self.pool.submit(look_at, [])
-            started.result()
+                started = [self.pool.submit(look_at, []) for _ in range(self.workers)]
+            for future in started:
+                future.result()
         except (BrokenProcessPool, OSError) as error:
             raise ConfigError(
                 f"--workers {self.workers}: processes cannot be started ({error}); --workers 0 does without"
@@ -103,7 +113,8 @@ class _Team:
             return self.pool.submit(look_at, chunk)
 
     def close(self) -> None:
-        """End the workers; what waits is dropped."""
+        """End the workers, each after the image that it is at; what waits is dropped."""
+        self.stop.value = 1
         self.pool.shutdown(cancel_futures=True)
 
 
@@ -117,11 +128,17 @@ def _without_ctrl_c() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+def _begin(stop: Any) -> None:
+    global _stop
+    end_with_parent()
+    _stop = stop
+
+
 def look_at(paths: list[str]) -> list[Look]:
-    """Read image files in this process."""
+    """Read image files in this process, until its team is closed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd files that it can read
-        return [_look_at(path) for path in paths]
+        return [_look_at(path) for path in paths if not _stop.value]
 
 
 def _look_at(path: str) -> Look:
@@ -132,6 +149,13 @@ def _look_at(path: str) -> Look:
                 digest.update(block)
         read_image(path)
     except Exception as error:  # whatever a decoder raises on a damaged file, a run would stop there
-        cause = error.__cause__ or error
-        return Look(0, " ".join(str(getattr(cause, "strerror", None) or cause).split()) or type(cause).__name__)
+        return Look(0, _reason(path, error))
     return Look(int.from_bytes(digest.digest(), "little"), "")
+
+
+def _reason(path: str, error: Exception) -> str:
+    cause = error.__cause__ or error
+    if isinstance(cause, Image.DecompressionBombError):  # it is sound: what to do about it is said with it only
+        return str(error).removeprefix(f"{path}: ")
+    said = str(getattr(cause, "strerror", None) or cause).replace(f" {path!r}", "")  # the path stands before it
+    return " ".join(said.split()) or type(cause).__name__

@@ -13,7 +13,7 @@ from dho_plugin.engine.data import ClassInfo, DatasetBase, ImageList
 from dho_plugin.engine.registry import DATASET_REGISTRY
 from dho_plugin.errors import ConfigError, DataError
 
-RESERVED = (*SPLITS, "validation")  # what else is stored under its name beside the test sets' logits
+RESERVED = (*SPLITS, "validation", "OOD")  # what else has its name among the stored logits, or in a table
 
 
 class FurtherTestSet(DatasetBase):
@@ -60,6 +60,7 @@ class ImageFolder(SplitDataset):
         parts = dict(found.parts)
         if "test" not in parts and cfg.TEST.SPLIT == "test" and not cfg.TEST.NO_TEST:
             self.test_name = "val"
+            self.no_validation = "Its val split is scored in the place of the test split, which is not there."
             parts = {**parts, "test": _in_place_of_test(parts, str(home)), "val": None}
         none = found.unlabeled.take([])
         train, test = (parts.get(name, none) for name in ("train", "test"))

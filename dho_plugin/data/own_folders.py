@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dho_plugin.data.folders import class_folders, named_classes, nfc, read_classnames
-from dho_plugin.data.listing import image_names, list_images
+from dho_plugin.data.folders import class_folders, folder_names, is_folder, named_classes, nfc, read_classnames
+from dho_plugin.data.listing import IMAGE_ENDINGS, image_names, list_images
 from dho_plugin.data.splits import shown
 from dho_plugin.engine.data import ClassInfo, ImageList
 from dho_plugin.errors import DataError
@@ -21,6 +21,12 @@ HOW_TO = (
     "Photos lie in train/<class>/*.jpg and test/<class>/*.jpg, and as you like in unlabeled/, val/<class>/ and further "
     "test sets named by DATASET.TEST_SETS; or DATASET.CSV names a file with the columns path,label,split."
 )
+_ALSO_CALLED = {
+    "train": ("training",),
+    "unlabeled": ("unlabelled",),
+    "val": ("valid", "validation"),
+    "test": ("tests", "testing"),
+}
 STRANGE_UP_TO = 100_000  # images; in bigger sets nobody looks for strange files: their folders are not read again
 
 
@@ -46,12 +52,14 @@ def read_folders(home: Path, test_sets: Sequence[str]) -> OwnImages:
         test_sets: names of further test sets, folders beside train/.
 
     Raises:
-        DataError: folders are missing or empty, or a class is not one of train/'s.
+        DataError: folders are missing or empty, links lead nowhere, or a class is not one of train/'s.
     """
+    _check_splits(home)
     there = [name for name in LABELED_SPLITS if (home / name).is_dir()]
     folders = {name: _folders_by_key(home / name) for name in (*there, *test_sets)}
     if not folders:
         raise DataError(f"{home} holds neither train/ nor test/. {_holds(home)} {HOW_TO}")
+    _say_near_misses(home, test_sets)
     trained = folders.get("train", {key: key for found in folders.values() for key in found})
     for name, found in folders.items():
         for key in found.keys() - trained.keys():
@@ -103,6 +111,8 @@ def image_list(
 def _folders_by_key(folder: Path) -> dict[str, str]:
     """Return the class folders' names by class key (the name in NFC), in the order of the keys."""
     found: dict[str, str] = {}
+    if folder.is_dir():
+        _check_links(folder, os.listdir(folder))
     for name in class_folders(folder, "a folder a class with its images", HOW_TO):
         if not name.isprintable():  # logs, tables and JSON could not hold it
             raise DataError(f"{folder}: the class folder {name!r} has characters that cannot be printed; rename it")
@@ -114,15 +124,56 @@ def _folders_by_key(folder: Path) -> dict[str, str]:
 def _holds(home: Path) -> str:
     if not home.is_dir():
         return "There is no such folder."
-    names = sorted(entry.name for entry in os.scandir(home) if entry.is_dir() and not entry.name.startswith("."))
+    names = folder_names(home)
     return f"Its folders: {shown(names)}." if names else "It has no folders."
+
+
+def _check_splits(home: Path) -> None:
+    """Check that nothing has the name of a split and is no folder."""
+    _check_links(home, SPLITS)
+    for name in SPLITS:
+        if (home / name).exists() and not (home / name).is_dir():
+            raise DataError(f"{home / name} is no folder; the photos of {name} lie in a folder of that name: rename it")
+
+
+def _check_links(folder: str | Path, names: Iterable[str]) -> None:
+    """Check that no link that may be to a folder leads nowhere: a class, or a part of the pool, would go unnoticed."""
+    for name in names:
+        if name.startswith(".") or name.lower().endswith(IMAGE_ENDINGS):
+            continue
+        path = os.path.join(folder, name)
+        if os.path.islink(path) and not os.path.exists(path):
+            raise DataError(
+                f"{path} is a broken link: {os.readlink(path)} is not there; connect the disk that it leads to, or "
+                "remove the link"
+            )
+
+
+def _say_near_misses(home: Path, test_sets: Sequence[str]) -> None:
+    """Say on stdout which folders look like a split that is not there, such as Train/ or validation/."""
+    names = [name for name in folder_names(home) if name not in (*SPLITS, *test_sets)]
+    for split in SPLITS:
+        near = [name for name in names if name.lower() in (split, *_ALSO_CALLED[split])]
+        if near and not (home / split).is_dir():
+            print(f"{home}: not used: {near[0]}/; if it is meant as {split}/, rename it to {split}")
 
 
 def _list_part(folder: Path, found: Mapping[str, str], classes: Sequence[ClassInfo]) -> ImageList:
     place = {info.key: number for number, info in enumerate(classes)}
-    images = list_images(folder, list(found.values()), [classes[place[key]] for key in found])
+    try:
+        images = list_images(folder, list(found.values()), [classes[place[key]] for key in found])
+    except DataError as error:
+        raise DataError(f"{error}{_too_deep(folder, found.values())}") from error
     labels = np.array([place[key] for key in found], dtype=np.int64)
     return images.relabeled(labels[images.labels], [info.name for info in classes])
+
+
+def _too_deep(folder: Path, names: Iterable[str]) -> str:
+    """Return what an error adds where the images of the first class folder without any lie in folders below it."""
+    empty = next((name for name in names if not image_names(folder / name)), None)
+    below = _folders_below(folder / empty) if empty else ()
+    deep = next((path for path in below if image_names(path)), None)
+    return f"; there are images in {deep}, but only those directly in the class's folder count" if deep else ""
 
 
 def _list_unlabeled(folder: Path, first_index: int) -> ImageList:
@@ -136,8 +187,9 @@ def _list_unlabeled(folder: Path, first_index: int) -> ImageList:
 def _folders_below(folder: Path) -> Iterator[str]:
     """Yield a folder and all folders below, links followed, each once."""
     seen = set()
-    for here, below, _ in os.walk(folder, followlinks=True):
-        below[:] = [name for name in below if not name.startswith(".")]
+    for here, below, files in os.walk(folder, followlinks=True):
+        _check_links(here, files)
+        below[:] = sorted(name for name in below if not name.startswith("."))  # of two links the same one counts
         status = os.stat(here)
         if (status.st_dev, status.st_ino) in seen:
             below.clear()
@@ -175,5 +227,5 @@ def _sort_entries(folder: str | Path) -> tuple[list[str], list[str], list[str]]:
     with os.scandir(folder) as entries:
         taken = set(images)
         others = [entry for entry in entries if entry.name not in taken and not entry.name.startswith(".")]
-    files = [os.path.splitext(entry.name)[1].lower() or "no ending" for entry in others if not entry.is_dir()]
-    return images, files, sorted(entry.name for entry in others if entry.is_dir())
+    files = [os.path.splitext(entry.name)[1].lower() or "no ending" for entry in others if not is_folder(entry)]
+    return images, files, sorted(entry.name for entry in others if is_folder(entry))

@@ -100,10 +100,9 @@ def draw_own_val(train: ImageList, own_val: ImageList, num_shots: int, num_val_s
         int64 (m,), positions in own_val; a class with fewer gives all it has, and a printed line says so.
 
     Raises:
-        DataError: no class has so many validation images.
         ConfigError: the seed is negative.
     """
-    _say_small_classes(own_val, num_val_shots, "DATASET.NUM_VAL_SHOTS", "validation")
+    _say_small_classes(own_val, num_val_shots, "DATASET.NUM_VAL_SHOTS", "validation", refuse=False)
     return draw(own_val.labels, num_val_shots, _after_shots(train, num_shots, seed))
 
 
@@ -166,9 +165,9 @@ def _after_shots(train: ImageList, num_shots: int, seed: int) -> random.Random:
     return generator
 
 
-def _say_small_classes(images: ImageList, count: int, key: str, kind: str) -> None:
+def _say_small_classes(images: ImageList, count: int, key: str, kind: str, refuse: bool = True) -> None:
     counts = class_counts(images)
-    if count > counts.max(initial=0):
+    if refuse and count > counts.max(initial=0):
         largest = images[int(np.flatnonzero(images.labels == counts.argmax())[0])]
         raise DataError(
             f"class {largest.classname!r} (label {largest.label}, e.g. {largest.impath}), the largest, has "

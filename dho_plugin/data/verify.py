@@ -15,6 +15,7 @@ from dho_plugin.data.looking import look_at_all
 from dho_plugin.engine.data import ImageList
 
 SHOWN = 20
+REMEDY = "    repair or remove them, or run with DATASET.UNREADABLE skip, which leaves them out and counts them"
 # Parts of one role may share images: further test sets often do, and unlabeled copies of training images are harmless.
 _ROLES = {"train": 0, "unlabeled": 0, "val": 1}
 _TESTED = 2
@@ -142,6 +143,7 @@ class Verification:
         lines += ["    {part}: {path}: {reason}".format(**image) for image in plain["unreadable"][:SHOWN]]
         if len(self.reasons) > SHOWN:
             lines.append(f"    ... and {len(self.reasons) - SHOWN:,} more; --json FILE lists all")
+        lines += [REMEDY] if self.reasons else []
         for what, pairs in plain["equal_files"].items():
             lines.append(f"equal files {what}: {len(pairs):,}, for example {' and '.join(pairs[0])}")
         return lines

@@ -5,10 +5,11 @@ Precedence as in the hosts: defaults < dataset YAML < method YAML < flags < trai
 
 from __future__ import annotations
 
+import ast
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -20,12 +21,14 @@ from dho_plugin.errors import ConfigError
 SUPPORTED_TRANSFORMS = ("random_resized_crop", "random_flip", "center_crop", "normalize")
 INITS = ("language", "kaiming")  # what a head's rows start from
 FEATURE_MODES = ("online", "cached", "auto")  # where an encoder's features come from
+TEXT_TOWERS = ("auto", "plain", "truncated", "shared")
 PRECISIONS = ("fp32", "fp16", "amp", "bf16")
 # Keys that say where and how a run is executed, not what it computes: two runs that differ only here are the same run.
 EXECUTION_KEYS = frozenset({
     "OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATASET.UNREADABLE", "DATALOADER.NUM_WORKERS",
     "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT", "USE_CUDA",
     "MODEL.FEATURES", "TRAINER.DHO.TEACHER.MODE",
+    "MODEL.TEXT_TOWER", "MODEL.TEXT_CHECKPOINTING",
 })  # fmt: skip
 
 # The hosts' keys (or beginnings of keys) that nothing here reads: size and normalization come with the weights, views
@@ -132,6 +135,8 @@ def merge_pairs(cfg: CfgNode, pairs: Sequence[str]) -> None:
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
         if isinstance(known.get(key), float) and re.fullmatch(r"[+-]?\d+", value):
             value = f"{value}.0"
+        if isinstance(known.get(key), tuple) and not any(isinstance(item, float | int) for item in known[key]):
+            value = repr(_names(value))
         if isinstance(known.get(key), str) and not re.fullmatch(r"""(['"]).*\1""", value):
             value = repr(value)  # else a folder named 2024 would be a number
         try:
@@ -139,6 +144,19 @@ def merge_pairs(cfg: CfgNode, pairs: Sequence[str]) -> None:
         except (ValueError, AssertionError, SyntaxError) as error:
             kind = type(known.get(key, {})).__name__
             raise ConfigError(f"{key}: {value!r} is not a {kind} ({error})") from error
+
+
+def _names(value: str) -> tuple[str, ...]:
+    """Return the names in `night,sketches`, `('night', 'sketches')` or `[night, sketches]`, or one prompt template."""
+    try:
+        found = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        found = value
+    if isinstance(found, tuple | list):
+        return tuple(found)
+    if "{" in str(found):  # one template, whatever commas it has
+        return (str(found),)
+    return tuple(name for part in str(found).strip("()[]").split(",") if (name := part.strip().strip("'\"")))
 
 
 def without_effect(cfg: CfgNode) -> list[str]:
@@ -166,6 +184,7 @@ def check_cfg(cfg: CfgNode) -> None:
         *((f"DATALOADER.{part}.BATCH_SIZE", loader[part].BATCH_SIZE, loader[part].BATCH_SIZE > 0, "1 or more")
           for part in ("TRAIN_X", "TRAIN_U", "TEST")),
         ("SEED", cfg.SEED, cfg.SEED < 2**32, "below 2^32"),
+        ("MODEL.TEXT_TOWER", cfg.MODEL.TEXT_TOWER, cfg.MODEL.TEXT_TOWER in TEXT_TOWERS, ", ".join(TEXT_TOWERS)),
         ("MODEL.INIT_WEIGHTS", cfg.MODEL.INIT_WEIGHTS, not cfg.MODEL.INIT_WEIGHTS, "only empty (it is not supported)"),
         ("DATASET.SUBSAMPLE_CLASSES", data.SUBSAMPLE_CLASSES, data.SUBSAMPLE_CLASSES in ("all", "base", "new"),
          "all, base or new"),
@@ -209,5 +228,13 @@ def check_choice(key: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def dataset_label(cfg: CfgNode) -> str:
-    """Return the short name of a run's data as folders and tables show it: `mini`, else the dataset's name."""
-    return cfg.DATASET.PREFIX or cfg.DATASET.NAME.lower()
+    """Return the short name of a run's data as folders and tables show it: the data set's name, such as `oxfordpets`.
+
+    A world in ImageNet's layout is called as its folder, `mini`, and so are one's own data, with their CSV if there is
+    one: `photos_labels`.
+    """
+    data = cfg.DATASET
+    if data.NAME != "ImageFolder":
+        return (data.NAME.startswith("ImageNet") and data.PREFIX) or data.NAME.lower()
+    folder = PurePath(data.PREFIX or data.ROOT).name or data.NAME.lower()
+    return f"{folder}_{PurePath(data.CSV).stem}" if data.CSV else folder

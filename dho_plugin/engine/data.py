@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -134,7 +134,7 @@ class ImageList(Sequence):
     def __repr__(self) -> str:
         return f"ImageList of {len(self):,} images in {len(self.folders):,} folders"
 
-    def take(self, positions: Iterable[int] | np.ndarray) -> ImageList:
+    def take(self, positions: Sequence[int] | np.ndarray) -> ImageList:
         """Return the images at some positions (or where a boolean mask is true), in that order."""
         chosen = np.asarray(positions)
         chosen = chosen if chosen.dtype == np.bool_ else chosen.astype(np.int64)
@@ -160,11 +160,13 @@ class DatasetBase:
     Attributes:
         test_name: what results call the test images.
         no_training: why there are no training images, and what to do about it.
+        no_validation: why there are no validation images, where the data set has more to say.
         extra_tests: further test sets, each with a name and classes of its own.
     """
 
     test_name = "test"
     no_training = ""
+    no_validation = ""
     extra_tests: Sequence[DatasetBase] = ()
 
     def __init__(

@@ -17,9 +17,21 @@ _DECODE_ERRORS = (
     *(struct.error, Image.DecompressionBombError),
 )
 JPEG_SCALES = (8, 4, 2, 1)
+_SCIENTIFIC = ("TIFF", "FITS", "SPIDER")
+_ORIENTATION = 0x0112  # EXIF's tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ON_ITS_SIDE = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]
 
 # Set once for the process: changed for each image, Python would print its once-only warnings over and over.
-# Images up to Pillow's error limit are read, and nothing in the EXIF data is used, so neither warning says anything.
+# Images up to Pillow's error limit are read, and of damaged EXIF data nothing is used, so neither warning helps.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
@@ -35,26 +47,28 @@ class UnreadableImageError(DataError):
 class ImageFile:
     """An image file whose size is known before its pixels are decoded, so that they can be decoded smaller.
 
-    The size is the stored one: a JPEG's EXIF orientation is ignored, as torchvision's ImageFolder ignores it.
-
     Args:
         path: path of the file.
+        upright: `INPUT.UPRIGHT`: turn a photo by its EXIF orientation; else that is ignored, as by torchvision's
+            ImageFolder.
 
     Attributes:
-        size: width and height in pixels.
+        size: width and height in pixels, of the turned image.
 
     Raises:
         UnreadableImageError: the file is missing, no image, or larger than Pillow's limit.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, upright: bool = False):
         self.path = path
         with _explained(path):
             self._file = Image.open(path)
             # Some formats learn their true size as they are decoded, and none of them is decoded smaller.
             if not isinstance(self._file, JpegImageFile):
                 self._load()
-        self.size: tuple[int, int] = self._file.size
+        self._turn = _TURNS.get(_orientation(self._file)) if upright else None
+        width, height = self._file.size
+        self.size: tuple[int, int] = (height, width) if self._turn in _ON_ITS_SIDE else (width, height)
 
     def decode(self, reduction: float = 1.0) -> tuple[Image.Image, int]:
         """Decode the file as RGB, 8 bits a channel; it can be done once.
@@ -74,13 +88,16 @@ class ImageFile:
             if isinstance(self._file, JpegImageFile):
                 scale = self._draft(next(scale for scale in JPEG_SCALES if scale <= max(1, reduction)))
                 self._load()
-            return _to_rgb(self._file), scale
+            image = _to_rgb(self._file)
+        return (image if self._turn is None else image.transpose(self._turn)), scale
 
     def _draft(self, scale: int) -> int:
         """Tell the decoder to come `scale` times smaller, and return how much smaller it comes."""
+        width, height = self._file.size
+        if self._turn is not None:  # turned, a rounded-up border could lie in front of pixel 0
+            scale = next(s for s in JPEG_SCALES if s <= scale and width % s == height % s == 0)
         if scale == 1:
             return 1
-        width, height = self.size
         drafted = self._file.draft(None, (max(1, width // scale), max(1, height // scale)))
         return round(width / drafted[1][2]) if drafted else 1
 
@@ -114,9 +131,20 @@ def _explained(path: str) -> Iterator[None]:
         ) from error
 
 
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF data fails in many ways, and says nothing
+        return 1
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":  # convert() would copy it
         return image
+    if image.mode == "F" or (image.mode == "I" and image.format in _SCIENTIFIC):
+        raise ValueError(
+            f"its pixels are 32-bit numbers (mode {image.mode}) whose black and white nobody knows: save it as 8 bits"
+        )
     if image.mode.startswith("I"):  # convert("RGB") would clip 16-bit values at 255
         gray = np.asarray(image).clip(0, 65535) // 257
         image = Image.fromarray(gray.astype(np.uint8))

@@ -32,6 +32,7 @@ DEFAULTS = {
         "GB_P": 0.5,
         "GB_K": 21,
         "JPEG_GAP": 3.0,  # ours: a JPEG is decoded smaller where its crop stays this many times the input; 0: never
+        "UPRIGHT": False,  # ours: turn photos by their EXIF orientation (folder.yaml does, the published sets do not)
         "VIEWS": 0,  # ours: pass k over the images shows view k modulo VIEWS; 0: every pass shows another view
         "VIEW_SEED": 0,  # ours: a view is a function of (this seed, image index, view number), the same for all runs
     },
@@ -70,6 +71,8 @@ DEFAULTS = {
         "FEATURES": "auto",  # ours, of a frozen image encoder: online | cached | auto
         "BACKBONE": {"NAME": "", "PRETRAINED": True, "TAG": "", "CKPT": ""},  # TAG (open_clip's), CKPT: ours
         "HEAD": {"NAME": "", "HIDDEN_LAYERS": (), "ACTIVATION": "relu", "BN": True, "DROPOUT": 0.0},
+        "TEXT_TOWER": "auto",  # ours: auto (the cheapest exact way to text features) | plain | truncated | shared
+        "TEXT_CHECKPOINTING": False,  # ours: learned prompts' activations are computed again in the backward
     },
     "OPTIM": {
         "NAME": "adam",

@@ -83,7 +83,7 @@ def write_json(path: str | Path, content: Any) -> None:
     try:
         atomic_write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error}. Free some space there and start again") from error
+        raise CheckpointError(f"{path} cannot be written: {error}. Mend that, then start again") from error
 
 
 def read_json(path: str | Path) -> Any:

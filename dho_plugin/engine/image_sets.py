@@ -22,17 +22,20 @@ UNREADABLE_CHOICES = ("error", "skip")
 class _ImageTable(Dataset):
     """The images of a dataset, as columns that worker processes share."""
 
-    def __init__(self, items: Sequence[Datum], unreadable: str):
+    def __init__(self, items: Sequence[Datum], unreadable: str, jpeg_gap: float, upright: bool):
         if unreadable not in UNREADABLE_CHOICES:
             raise ConfigError(f"DATASET.UNREADABLE: {unreadable!r} is not one of {', '.join(UNREADABLE_CHOICES)}")
         self.skip = unreadable == "skip"
-        self.items = ImageList.of(items)
+        self.items, self.jpeg_gap, self.upright = ImageList.of(items), jpeg_gap, upright
 
     def __len__(self) -> int:
         return len(self.items)
 
     def path(self, position: int) -> str:
         return self.items.path(position)
+
+    def file(self, position: int) -> ImageFile:
+        return ImageFile(self.path(position), self.upright)
 
     def row(self, position: int, **images: torch.Tensor) -> dict:
         label, domain, index = self.items.numbers[position].tolist()
@@ -54,6 +57,7 @@ class ViewDataset(_ImageTable):
         unreadable: "error" stops at a damaged file, "skip" takes the next readable one in its place.
         jpeg_gap: `INPUT.JPEG_GAP`: a JPEG is decoded smaller where the view keeps this many times the pixels of the
             larger of both inputs a side; 0 never does.
+        upright: `INPUT.UPRIGHT`: turn photos by their EXIF orientation.
         size: side of a further model's input that the decoding must do for: one whose features are stored.
         stored: features that lie in a cache, by the key that a row gives them.
 
@@ -71,15 +75,16 @@ class ViewDataset(_ImageTable):
         views: ViewSpec,
         unreadable: Literal["error", "skip"] = "error",
         jpeg_gap: float = 0.0,
+        upright: bool = False,
         size: int = 0,
         stored: Mapping[str, StoredFeatures] | None = None,
     ):
-        super().__init__(items, unreadable)
+        super().__init__(items, unreadable, jpeg_gap, upright)
         if not len(items):
             raise DataError("there are no images to train on")
         if (self.items.numbers[:, 2] < 0).any():
             raise DataError("training images need Datum.index >= 0: their views are keyed by it")
-        self.student, self.teacher, self.views, self.jpeg_gap = student, teacher, views, jpeg_gap
+        self.student, self.teacher, self.views = student, teacher, views
         self.size = max(size, *(pre.size for pre in (student, teacher) if pre is not None))
         self.stored = dict(stored or {})
         # Shared between the workers, so that each damaged file is reported once.
@@ -107,7 +112,7 @@ class ViewDataset(_ImageTable):
         raise UnreadableImageError(f"none of the {len(self)} images can be read, the first is {self.path(0)}")
 
     def _decode(self, position: int, view: int) -> tuple[View, Image.Image, int]:
-        file = ImageFile(self.path(position))
+        file = self.file(position)
         where = self.views.draw(int(self.items.numbers[position, 2]), view, *file.size)
         return where, *file.decode(possible_reduction(where.width, where.height, self.size, self.jpeg_gap))
 
@@ -122,6 +127,7 @@ class EvalDataset(_ImageTable):
             evaluator to count.
         jpeg_gap: `INPUT.JPEG_GAP`: a JPEG is decoded smaller where its shorter side keeps this many times the model's
             input; 0 never does.
+        upright: `INPUT.UPRIGHT`: turn photos by their EXIF orientation.
 
     Raises:
         ConfigError: `unreadable` is neither of the two.
@@ -134,13 +140,14 @@ class EvalDataset(_ImageTable):
         *,
         unreadable: Literal["error", "skip"] = "error",
         jpeg_gap: float = 0.0,
+        upright: bool = False,
     ):
-        super().__init__(items, unreadable)
-        self.pre, self.jpeg_gap = pre, jpeg_gap
+        super().__init__(items, unreadable, jpeg_gap, upright)
+        self.pre = pre
 
     def __getitem__(self, position: int) -> dict:
         try:
-            file = ImageFile(self.path(position))
+            file = self.file(position)
             image, scale = file.decode(possible_reduction(*file.size, self.pre.size, self.jpeg_gap))
         except UnreadableImageError:
             if not self.skip:

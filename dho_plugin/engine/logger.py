@@ -28,6 +28,7 @@ class Tee:
 
     def write(self, text: str) -> int:
         """Write to both streams; the file is flushed so that a killed run keeps its log."""
+        text = text.encode("utf-8", "backslashreplace").decode()  # file names may have bytes that are no text
         self.second.write(text)
         self.second.flush()
         return self.first.write(text)

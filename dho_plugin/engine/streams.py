@@ -56,14 +56,15 @@ class TrainingStreams:
             flip="random_flip" in names,
         )
 
-    def image_options(self) -> dict:
-        """Return how image files are read, for the datasets."""
-        return {"unreadable": self.cfg.DATASET.UNREADABLE, "jpeg_gap": self.cfg.INPUT.JPEG_GAP}
+    def reading(self) -> dict:
+        """Return how image files are read, in training and in evaluation, from DATASET.UNREADABLE and INPUT.*."""
+        inputs = self.cfg.INPUT
+        return {"unreadable": self.cfg.DATASET.UNREADABLE, "jpeg_gap": inputs.JPEG_GAP, "upright": inputs.UPRIGHT}
 
     def train_batches(self, items: ImageList, batches: StepBatches) -> Iterable[dict]:
         """Return the batches of a stream, with the images of student and teacher."""
         models = self.student_preprocess, self.teacher_preprocess
-        dataset = ViewDataset(items, *models, views=self.view_spec(), **self.image_options())
+        dataset = ViewDataset(items, *models, views=self.view_spec(), **self.reading())
         return train_loader(dataset, batches, workers=self.cfg.DATALOADER.NUM_WORKERS, device=self.device)
 
     def train_stream(self, name: str, items: ImageList, batch_size: int, start_step: int) -> Iterator[dict]:

@@ -12,10 +12,12 @@ from accelerate.utils import set_seed
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from dho_plugin.engine.checkpoint import load_checkpoint, model_path
 from dho_plugin.engine.config import as_plain, check_cfg
 from dho_plugin.engine.data import DatasetBase
 from dho_plugin.engine.device import build_accelerator
 from dho_plugin.engine.files import write_json
+from dho_plugin.engine.identity import check_classes, check_data, data_identity
 from dho_plugin.engine.meters import AverageMeter, MetricMeter
 from dho_plugin.engine.model_store import ModelStore
 from dho_plugin.engine.registry import DATASET_REGISTRY
@@ -45,6 +47,7 @@ class TrainerX(ModelStore, TrainingStreams):
         self.best_result: float | None = None
         self._writer: SummaryWriter | None = None
         self.dataset: DatasetBase = DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
+        self.data_identity = data_identity(self.dataset)
         print(self.dataset.summary(cfg.DATASET.NAME))
         self.classes = self.dataset.classes
         set_seed(cfg.SEED)
@@ -77,6 +80,7 @@ class TrainerX(ModelStore, TrainingStreams):
         return {
             "trainer": type(self).__name__,
             "classes": [[info.key, info.name] for info in self.classes],
+            "data": self.data_identity,
             "seconds": self.elapsed(),
             "best_result": self.best_result,
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
@@ -136,7 +140,7 @@ class TrainerX(ModelStore, TrainingStreams):
         """Restore the last complete epoch found in `directory` and return its number, 0 without any.
 
         Raises:
-            CheckpointError: RESUME names a folder without checkpoints, or the checkpoint is of other classes.
+            CheckpointError: RESUME names a folder without checkpoints, or the checkpoint is of other classes or data.
         """
         epoch = self.common_epoch(directory)
         if epoch is None:
@@ -145,27 +149,14 @@ class TrainerX(ModelStore, TrainingStreams):
             print("No checkpoint found, train from scratch")
             return 0
         print(f"Found checkpoint at {directory} (will resume training)")
+        saved = load_checkpoint(model_path(directory, self.get_model_names()[0], epoch)).get("meta", {})
+        check_classes(saved.get("classes", []), self.classes, directory)
+        check_data(saved.get("data", {}), self.data_identity, directory)
         meta = self.load_model(directory, epoch, train_state=True)
-        self.check_classes(meta, directory)
         self.elapsed_before, self.best_result = meta.get("seconds", 0.0), meta.get("best_result")
         if self.accelerator.scaler and meta.get("scaler"):
             self.accelerator.scaler.load_state_dict(meta["scaler"])
         return epoch
-
-    def check_classes(self, meta: dict, where: str | Path) -> None:
-        """Check that a checkpoint was trained on this run's classes.
-
-        Raises:
-            CheckpointError: names how many and which differ.
-        """
-        saved = [tuple(pair) for pair in meta.get("classes", [])]
-        own = [(info.key, info.name) for info in self.classes]
-        if saved and saved != own:
-            differ = [f"{a} there, {b} here" for a, b in zip(saved, own, strict=False) if a != b][:3]
-            raise CheckpointError(
-                f"{where}: the checkpoint knows {len(saved)} classes, the data set {len(own)}; "
-                f"first differences: {'; '.join(differ) or 'only the number'}"
-            )
 
     def before_epoch(self) -> None:
         """Make an epoch's random draws a function of (seed, epoch), so that a resumed run repeats them."""

@@ -30,12 +30,14 @@ class LoadedCLIP:
         model: open_clip's CLIP or CustomTextCLIP.
         tokenizer: list of N strings -> (N, context_length) int64.
         preprocess: size, normalization and resize of its images.
+        text_tower: how its text tower is run, MODEL.TEXT_TOWER: auto, plain, truncated or shared.
     """
 
     name: str
     model: nn.Module
     tokenizer: Callable[..., Tensor]
     preprocess: Preprocess
+    text_tower: str = "auto"
 
     @property
     def scale(self) -> float:
@@ -71,7 +73,9 @@ class LoadedCLIP:
         return self.model.encode_text(tokens)
 
 
-def load_clip(name: str, *, tag: str = "", ckpt: str = "", key: str = "MODEL.BACKBONE") -> LoadedCLIP:
+def load_clip(
+    name: str, *, tag: str = "", ckpt: str = "", key: str = "MODEL.BACKBONE", text_tower: str = "auto"
+) -> LoadedCLIP:
     """Load a CLIP by a host's or open_clip's name, from a local file or by its tag, frozen in fp32.
 
     A host's name (`ViT-B/16`) means OpenAI's weights: with `ckpt` their architecture is read off the tensors. With
@@ -82,6 +86,7 @@ def load_clip(name: str, *, tag: str = "", ckpt: str = "", key: str = "MODEL.BAC
         tag: open_clip's tag of the weights, such as `dfn5b`; with `ckpt` it says whose weights the file holds.
         ckpt: local file: OpenAI's TorchScript archive or state dict, open_clip's `.pt` or `.safetensors`.
         key: config prefix that messages name.
+        text_tower: how its text tower is to run: auto, plain, truncated or shared.
 
     Returns:
         The loaded CLIP on the CPU.
@@ -96,7 +101,7 @@ def load_clip(name: str, *, tag: str = "", ckpt: str = "", key: str = "MODEL.BAC
         source = resolve(name, tag, key)
         model = _from_file(Path(ckpt).expanduser(), source) if ckpt else _from_hub(source)
         tokenizer, preprocess = _tokenizer(model, source), _preprocess(model)
-    return LoadedCLIP(name, model.float().eval().requires_grad_(False), tokenizer, preprocess)
+    return LoadedCLIP(name, model.float().eval().requires_grad_(False), tokenizer, preprocess, text_tower)
 
 
 def _mini(name: str, tag: str, ckpt: str, key: str) -> tuple[nn.Module, Callable[..., Tensor], Preprocess]:

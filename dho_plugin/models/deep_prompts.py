@@ -1,11 +1,15 @@
 """Prompt vectors for several layers of a transformer, and the loop over its blocks that puts them in their places."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dho_plugin.errors import ConfigError
+
+T = TypeVar("T")
 
 
 class DeepPrompts(nn.Module):
@@ -70,8 +74,15 @@ def run_blocks(
     for layer, block in enumerate(transformer.resblocks):
         if 0 < layer <= len(deep):
             x = place(x, deep[layer - 1])
-        x = block(x, attn_mask=attn_mask)
+        x = run_layer(transformer, block, x, attn_mask=attn_mask)
     return x
+
+
+def run_layer(transformer: nn.Module, layer: Callable[..., T], *args, **kwargs) -> T:
+    """Call a layer; with `transformer.grad_checkpointing`, open_clip's switch, the backward computes it once more."""
+    if transformer.grad_checkpointing and torch.is_grad_enabled():
+        return checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+    return layer(*args, **kwargs)
 
 
 def check_depth(key: str, depth: int, layers: int, lowest: int = 1) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from dho_plugin.models.clip import LoadedCLIP
 from dho_plugin.models.deep_prompts import VisualPrompts
 from dho_plugin.models.image_tower import PromptedImageTower
+from dho_plugin.models.text_paths import TextPath, class_path
 
 
 class Student(nn.Module):
@@ -21,11 +22,13 @@ class Student(nn.Module):
         open_vocabulary: whether what was learned holds for the names of any classes, not of the trained ones only.
         storable: whether the features are those of a frozen CLIP and nothing else sees the images, so that
             stored features do for them.
+        text_path: how its text features are computed, for the log; None without a text tower.
     """
 
     feature_dim: int
     open_vocabulary: bool = False
     storable: bool = False
+    text_path: TextPath | None = None
 
     def features(self, images: Tensor) -> Tensor:
         """Return the features g(x), (B, D), of images (B, 3, H, W)."""
@@ -56,6 +59,7 @@ class CLIPStudent(Student):
     def __init__(self, clip: LoadedCLIP, visual_prompts: VisualPrompts | None = None, dropout: float = 0.0):
         super().__init__()
         self.clip_model, self.feature_dim, self.zeta = clip.model, clip.feature_dim, clip.zeta
+        self.text_path = class_path(clip)
         self.image_tower = None if visual_prompts is None else PromptedImageTower(clip, visual_prompts, dropout)
 
     @property

@@ -1,4 +1,4 @@
-"""CLIP's text transformer on prompt embeddings: the plain path over the whole context length."""
+"""CLIP's text transformer on prompt embeddings, as the CLIP itself runs it: the plain path."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,12 @@ class TextTower(nn.Module):
 
     def __init__(self, clip: LoadedCLIP):
         super().__init__()
-        text = _tower_of(clip)
+        if reason := unsuited(clip):
+            raise ConfigError(
+                f"MODEL.BACKBONE.NAME: prompts cannot be learned for {clip.name}: {reason}. "
+                "Choose a CLIP such as ViT-B/16"
+            )
+        text = getattr(clip.model, "text", clip.model)
         self.token_embedding = text.token_embedding
         self.positional_embedding = text.positional_embedding
         self.transformer = text.transformer
@@ -32,6 +37,7 @@ class TextTower(nn.Module):
         self.register_buffer("attn_mask", text.attn_mask, persistent=False)
         self.eos_id = _eos_id(text)
         self.tokenizer = clip.tokenizer
+        self.requested_path = clip.text_tower
 
     @property
     def context_length(self) -> int:
@@ -61,7 +67,7 @@ class TextTower(nn.Module):
         """Encode prompt embeddings as the CLIP encodes text.
 
         Args:
-            prompts: (N, L, W) embeddings without positions.
+            prompts: (N, L, W) embeddings without positions; L up to the context length.
             eot: (N,) int64, position of the end-of-text token.
             deep: (M, W) prompts of the layers from the second on, each in the place of the M tokens behind the start
                 token (PromptSRC, "independent vision-language prompting"); no positions are added to them.
@@ -69,33 +75,38 @@ class TextTower(nn.Module):
         Returns:
             (N, D) text features, not normalized.
         """
-        x = run_blocks(self.transformer, prompts + self.positional_embedding, deep, _behind_start, self.attn_mask)
-        x = self.ln_final(x)
-        x = x[arange(x.shape[0], device=x.device), eot]
+        length = prompts.shape[1]
+        x, mask = prompts + self.positional_embedding[:length], self.attn_mask
+        x = run_blocks(self.transformer, x, deep, behind_start, None if mask is None else mask[:length, :length])
+        return self.project(self.ln_final(x)[arange(len(x), device=x.device), eot])
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return the features (N, D) of normed end-of-text tokens (N, W)."""
         if self.text_projection is None:
             return x
         return self.text_projection(x) if isinstance(self.text_projection, nn.Linear) else x @ self.text_projection
 
 
-def _behind_start(x: Tensor, prompts: Tensor) -> Tensor:
-    return cat([x[:, :1], prompts.expand(len(x), -1, -1), x[:, 1 + len(prompts) :]], dim=1)
+def checkpoint_text(clip: LoadedCLIP, on: bool = True) -> None:
+    """Keep only each layer's input for the backward through the text tower; the rest is computed once more."""
+    getattr(clip.model, "text", clip.model).transformer.grad_checkpointing = on
 
 
-def _tower_of(clip: LoadedCLIP) -> nn.Module:
+def unsuited(clip: LoadedCLIP) -> str:
+    """Return why no `TextTower` can be made of a CLIP's text tower, or ""."""
     text = getattr(clip.model, "text", clip.model)
     if isinstance(text, HFTextEncoder):
-        raise _refusal(clip, "its text tower comes from another library")
+        return "its text tower comes from another library"
     if isinstance(clip.model, open_clip.CoCa) or getattr(text, "cls_emb", None) is not None:
-        raise _refusal(clip, "its text tower appends a class token")
+        return "its text tower appends a class token"
     if _pool_type(text) not in ("argmax", "eos"):
-        raise _refusal(clip, f"its text feature is pooled by {_pool_type(text)!r}, not at the end-of-text token")
-    return text
+        return f"its text feature is pooled by {_pool_type(text)!r}, not at the end-of-text token"
+    return ""
 
 
-def _refusal(clip: LoadedCLIP, reason: str) -> ConfigError:
-    return ConfigError(
-        f"MODEL.BACKBONE.NAME: prompts cannot be learned for {clip.name}: {reason}. Choose a CLIP such as ViT-B/16"
-    )
+def behind_start(x: Tensor, prompts: Tensor) -> Tensor:
+    """Return (N, L, W) with prompts (M, W) in the place of the M tokens behind the start."""
+    return cat([x[:, :1], prompts.expand(len(x), -1, -1), x[:, 1 + len(prompts) :]], dim=1)
 
 
 def _pool_type(text: nn.Module) -> str:

@@ -7,7 +7,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dho_plugin.core.heads import CosineHead
+from dho_plugin.models.buckets import by_length
 from dho_plugin.models.clip import LoadedCLIP
+from dho_plugin.models.text_paths import class_path
+from dho_plugin.models.text_tower import TextTower
 
 
 @torch.no_grad()
@@ -35,10 +38,9 @@ def class_features(
         (C, D) float32 of unit length, on the CLIP's device.
     """
     names = [name.replace("_", " ") for name in classnames]
-    prompts = ([template.format(name) for name in names] for template in templates)
-    features = (_encode(clip, texts, batch_size) for texts in prompts)
-    total = sum(normalize(f, dim=-1) if normalize_each else f for f in features)
-    return normalize(total / len(templates), dim=-1)
+    features = _encode(clip, [template.format(name) for template in templates for name in names], batch_size)
+    features = normalize(features, dim=-1) if normalize_each else features
+    return normalize(features.view(len(templates), len(names), -1).mean(dim=0), dim=-1)
 
 
 def zero_shot_head(
@@ -57,6 +59,16 @@ def zero_shot_head(
 
 
 def _encode(clip: LoadedCLIP, prompts: list[str], batch_size: int) -> Tensor:
-    chunks = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
-    features = [clip.encode_text(clip.tokenizer(chunk).to(clip.device)).float() for chunk in chunks]
-    return torch.cat(features)
+    """Return the features (N, D) float32, not normalized, of N prompts, each cut behind its end where that is exact."""
+    tokens = clip.tokenizer(prompts)
+    if class_path(clip).name == "plain":
+        return torch.cat([clip.encode_text(chunk.to(clip.device)).float() for chunk in tokens.split(batch_size)])
+    tower = TextTower(clip)
+    eot = tower.eot(tokens)
+    order, buckets = by_length(eot + 1)
+    features = [
+        tower(tower.embed(tokens[own, :length].to(clip.device)), eot[own].to(clip.device)).float()
+        for length, start, stop in buckets
+        for own in order[start:stop].split(batch_size)
+    ]
+    return torch.cat(features)[order.argsort().to(clip.device)]

@@ -42,7 +42,8 @@ def load_teacher(cfg, student: LoadedCLIP) -> LoadedCLIP:
         raise ConfigError(f"TRAINER.DHO.TEACHER.TYPE is {node.TYPE!r}; allowed: {', '.join(TYPES)}")
     if node.TYPE == "placebo":
         return student
-    clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, key="TRAINER.DHO.TEACHER")
+    text = "plain" if cfg.MODEL.TEXT_TOWER == "plain" else "auto"  # other ways are forced on the student's prompts
+    clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, key="TRAINER.DHO.TEACHER", text_tower=text)
     clip.model.to(student.device)  # before its class features: thousands of prompts are slow on a CPU
     return clip
 

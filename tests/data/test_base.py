@@ -186,3 +186,13 @@ def test_the_stored_shots_are_relative_to_the_image_folder(build, tmp_path, list
     cfg.SEED, cfg.DATASET.NUM_SHOTS = 1, 2
     data = SplitDataset(cfg, tmp_path, CLASSES, moved, moved, image_dir=tmp_path / "elsewhere")
     assert indices(data.train_x) == expected
+
+
+def test_a_half_without_test_images_is_named(tmp_path, listing):
+    cfg = get_cfg_default()
+    cfg.DATASET.SUBSAMPLE_CLASSES = "new"
+    train, test = listing(tmp_path / "train", LABELS), listing(tmp_path / "test", [0, 1, 2])
+    with pytest.raises(DataError, match=r"SUBSAMPLE_CLASSES new: none of the 3 test images is of these 2 classes"):
+        SplitDataset(cfg, tmp_path, CLASSES, train, test)
+    cfg.DATASET.SUBSAMPLE_CLASSES = "base"
+    assert len(SplitDataset(cfg, tmp_path, CLASSES, train, test).test) == 3

@@ -214,6 +214,17 @@ def test_an_own_list_is_checked_too(check, imagenet_tree, tmp_path):
     code, printed, _ = check("--root", photos, "--sets", "folder", "--csv", "labels.csv")
     assert (code, rows(printed)["ImageFolder"]) == (0, ["found", "4", "20", "-", "8"])
     assert check("--root", photos, "--csv", "labels.csv")[0] == 2
+    code, _, errors = check("--root", photos / "labels.csv")
+    assert f"a list of your own images is --root {photos} --sets folder --csv labels.csv" in errors
+
+
+def test_own_photos_among_which_the_published_sets_are_looked_for_are_pointed_at(check, imagenet_tree, tmp_path):
+    photos = own_photos(tmp_path, imagenet_tree)
+    hint = f"{photos} holds train/, unlabeled/, test/: your own images? Add --sets folder"
+    code, printed, _ = check("--root", tmp_path, "--prefix", "photos")
+    assert (code, printed.splitlines()[-1]) == (0, hint)
+    for line in (("--root", photos, "--sets", "folder"), ("--root", tmp_path), ("--root", photos, "--sets", "dtd")):
+        assert "your own images?" not in check(*line)[1]
 
 
 def spoil(tree) -> dict[str, str]:

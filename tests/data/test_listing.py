@@ -96,6 +96,16 @@ def test_a_folder_that_has_just_changed_is_not_trusted(tree, scanned):
     assert scanned == ["n1"]
 
 
+def test_a_folder_without_a_time_of_change_is_not_trusted(tree, scanned):
+    os.utime(tree / "n1", ns=(0, 0))
+    list_images(tree, NAMES, CLASSES)
+    scanned.clear()
+    (tree / "n1" / "new.png").touch()
+    os.utime(tree / "n1", ns=(0, 0))
+    assert len(list_images(tree, NAMES, CLASSES)) == 13
+    assert scanned == ["n1"]
+
+
 def test_other_classes_or_another_order_use_the_same_listing(tree, scanned):
     list_images(tree, NAMES, CLASSES)
     scanned.clear()

@@ -223,7 +223,7 @@ def test_a_bad_line_is_named(tmp_path, lines, said):
 def test_a_bad_header_is_shown(tmp_path, header):
     home = tmp_path / "photos"
     photo(home / "a.jpg")
-    with pytest.raises(DataError, match=r"labels.csv, line 1: the columns are .*path, label and split") as error:
+    with pytest.raises(DataError, match=r"labels.csv, line [12]: the columns are .*path, label and split") as error:
         read(home, CSV=write_csv(home, GOOD, header=header))
     assert header.split(",")[0] in str(error.value)
 
@@ -314,6 +314,15 @@ def test_links_to_folders_and_files_are_followed(home, tmp_path):
     assert len(data.train_u) == 5 + 5
 
 
+def test_of_two_links_to_a_folder_the_first_by_name_counts(home, tmp_path):
+    for target, links in (("one", "az"), ("two", "yb")):  # whichever of the links the disk lists first
+        photo(tmp_path / target / "photo.png")
+        for link in links:
+            (home / "unlabeled" / link).symlink_to(tmp_path / target, target_is_directory=True)
+    linked = [path for path in read(home).train_u.paths() if path.endswith("photo.png")]
+    assert linked == [str(home / f"unlabeled/{link}/photo.png") for link in "ab"]
+
+
 def test_an_unknown_class_of_a_test_set_is_refused(home):
     write(home, {"night/snow owl": 1})
     with pytest.raises(DataError, match=r"photos/night: unknown class 'snow owl': train/ has .*mean 'snow_owl'\?"):
@@ -366,8 +375,9 @@ def test_without_a_test_split_validation_images_are_scored_and_choose_nothing(ho
     assert len(data.test) == 6
     assert {os.path.relpath(path, home).split("/")[0] for path in data.val.paths()} == {"train"}
     assert "no test split, so the val split is what is scored" in capsys.readouterr().out
+    assert data.no_validation == "Its val split is scored in the place of the test split, which is not there."
     kept = read(home, SPLIT="val")
-    assert (len(kept.test), len(kept.val)) == (0, 6)
+    assert (len(kept.test), len(kept.val), kept.no_validation) == (0, 6, "")
 
 
 def test_without_test_and_validation_images_there_is_nothing_to_score(home):
@@ -406,7 +416,9 @@ def test_a_folder_of_something_else_is_described(tmp_path):
         read(tmp_path / "good", TEST_SETS=("night",))
 
 
-@pytest.mark.parametrize("sets", [("test",), ("validation",), ("",), ("a/b",), ("..",), (2024,), ("night", "night")])
+@pytest.mark.parametrize(
+    "sets", [("test",), ("validation",), ("OOD",), ("",), ("a/b",), ("..",), (2024,), ("night", "night")]
+)
 def test_names_of_test_sets(home, sets):
     with pytest.raises(ConfigError, match=r"DATASET.TEST_SETS has "):
         read(home, TEST_SETS=sets)

@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -64,6 +65,7 @@ def test_what_cannot_be_decoded_is_named_with_its_reason(image, tmp_path, worker
     ]
     assert found["unreadable"][-1]["reason"] == "No such file or directory"
     assert all(bad["reason"] for bad in found["unreadable"])
+    assert found["unreadable"][1]["reason"] == "cannot identify image file"  # the path stands beside it
     assert found["equal_files"] == {}
 
 
@@ -115,8 +117,17 @@ def test_every_image_is_reported_once_and_examples_are_few(tmp_path):
     assert [bad["path"] for bad in verification.as_plain()["unreadable"]] == paths
     report = verification.report()
     assert report[0] == "27 images read; 27 cannot be decoded"
-    assert [line.split(": ")[1] for line in report[1:-1]] == paths[:SHOWN]
-    assert "7 more; --json" in report[-1]
+    assert [line.split(": ")[1] for line in report[1:-2]] == paths[:SHOWN]
+    assert "7 more; --json" in report[-2]
+    assert "repair or remove them, or run with DATASET.UNREADABLE skip" in report[-1]
+
+
+def test_of_a_photo_that_is_too_large_the_limit_is_said(image, monkeypatch):
+    path = image("a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 31)  # twice as many are read; it has 64
+    (found,) = run({"test": images(path)}).as_plain()["unreadable"]
+    assert found["reason"].startswith("cannot be read as an image (")
+    assert "Make it smaller: up to 62 pixels are read" in found["reason"]
 
 
 def test_few_images_are_listed_ahead_of_those_that_were_read(image):
@@ -142,6 +153,30 @@ def test_a_process_that_dies_costs_only_the_image_it_died_of(image):
     assert found[2].reason == DIED
     assert found[:2] + found[3:] == expected[:2] + expected[3:]
     assert len({look.digest for look in expected}) == len(good)
+
+
+def test_workers_whose_team_is_closed_read_no_further_image(image, monkeypatch):
+    """After Ctrl-C, each else went on to the end of all that it was given."""
+    path, flags = image("a.png"), []
+    monkeypatch.setattr(looking, "end_with_parent", lambda: None)
+    monkeypatch.setattr(looking, "_stop", looking._stop)  # put back at the end
+    monkeypatch.setattr(
+        looking, "ProcessPoolExecutor", lambda *args: flags.extend(args[-1]) or ThreadPoolExecutor(args[0])
+    )
+    looks = look_at_all([path] * 40, workers=1)
+    assert len(next(looks)) == CHUNK
+    looking._begin(*flags)
+    assert len(looking.look_at([path] * 3)) == 3
+    looks.close()
+    assert looking.look_at([path] * 3) == []
+
+
+def test_all_processes_are_started_before_the_first_image_is_read(image):
+    """One that starts while others die of an image would be waited for for ever."""
+    looks = look_at_all([image("a.png")], workers=2)
+    next(looks)
+    assert len(multiprocessing.active_children()) == 2
+    looks.close()
 
 
 def test_a_killed_process_costs_no_image(image):

@@ -107,6 +107,7 @@ def test_a_missing_file_lists_its_neighbours(cfg, tmp_path):
         ("INPUT.JPEG_GAP", "0.5"),
         ("DATALOADER.TEST.BATCH_SIZE", "0"),
         ("SEED", "4294967296"),
+        ("MODEL.TEXT_TOWER", "fast"),
         ("MODEL.INIT_WEIGHTS", "some.pth"),
     ],
 )
@@ -123,6 +124,34 @@ def test_a_template_names_the_class_once(cfg, template):
         config.check_cfg(cfg)
     cfg.DATASET.TEMPLATES = ("a photo of a {}.", "{} 100%")
     config.check_cfg(cfg)
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ("night", ("night",)),
+        ("night,sketches", ("night", "sketches")),
+        ("night, sketches", ("night", "sketches")),
+        ("('night','sketches')", ("night", "sketches")),
+        ("['night']", ("night",)),
+        ("(night,)", ("night",)),
+        ("('night')", ("night",)),
+        ("'night',", ("night",)),
+        ("2024", ("2024",)),
+        ("()", ()),
+        ("", ()),
+    ],
+)
+def test_names_may_be_written_as_people_write_them(cfg, value, names):
+    config.merge_pairs(cfg, ["DATASET.TEST_SETS", value])
+    assert names == cfg.DATASET.TEST_SETS
+
+
+def test_one_template_may_have_commas(cfg):
+    config.merge_pairs(cfg, ["DATASET.TEMPLATES", "a photo of a {}, a kind of bird."])
+    assert cfg.DATASET.TEMPLATES == ("a photo of a {}, a kind of bird.",)
+    config.merge_pairs(cfg, ["OPTIM.STEPSIZE", "(3,)", "INPUT.RRCROP_SCALE", "(0.5, 1.0)"])
+    assert (cfg.OPTIM.STEPSIZE, cfg.INPUT.RRCROP_SCALE) == ((3,), (0.5, 1.0))
 
 
 def test_a_flag_behind_the_pairs_is_named(cfg):
@@ -164,6 +193,20 @@ def test_two_configs_differ_only_in_what_changes_numbers(cfg):
     assert config.differing_keys(mine, other) == []
     other["OPTIM"]["LR"] = 1.0
     assert config.differing_keys(mine, other) == ["OPTIM.LR: 1.0 there, 0.0003 here"]
+
+
+def test_own_data_are_called_as_their_folder_and_list(cfg):
+    assert config.dataset_label(cfg) == ""
+    cfg.DATASET.NAME, cfg.DATASET.ROOT = "ImageNet", "/data/all"
+    assert config.dataset_label(cfg) == "imagenet"
+    cfg.DATASET.PREFIX = "mini"
+    assert config.dataset_label(cfg) == "mini"
+    cfg.DATASET.NAME, cfg.DATASET.PREFIX = "OxfordPets", "vision"
+    assert config.dataset_label(cfg) == "oxfordpets"
+    cfg.DATASET.NAME, cfg.DATASET.PREFIX = "ImageFolder", ""
+    assert config.dataset_label(cfg) == "all"
+    cfg.DATASET.PREFIX, cfg.DATASET.CSV = "more/photos", "lists/labels.csv"
+    assert config.dataset_label(cfg) == "photos_labels"
 
 
 def test_of_ones_own_data_the_place_counts(cfg):

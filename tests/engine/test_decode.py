@@ -46,6 +46,13 @@ def test_sixteen_bit_gray_is_scaled_and_not_clipped(tmp_path):
     assert read[0, -1].tolist() == [255, 255, 255]
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_numbers_whose_black_and_white_nobody_knows_are_refused(tmp_path, kind):
+    path = saved(tmp_path / "x.tif", Image.fromarray(np.linspace(0, 1, 12).reshape(3, 4).astype(kind)))
+    with pytest.raises(UnreadableImageError, match=r"32-bit numbers .*save it as 8 bits"):
+        read_image(path)
+
+
 def test_an_unreadable_file_is_named_with_the_choice_to_skip_it(bad_file):
     with pytest.raises(UnreadableImageError) as error:
         read_image(bad_file)
@@ -125,6 +132,53 @@ def test_the_orientation_in_exif_is_ignored(tmp_path):
     exif[0x0112] = 6  # "rotate by 90 degrees"
     file = ImageFile(saved(tmp_path / "x.jpg", ramp(40, 30), exif=exif))
     assert (file.size, file.decode()[0].size) == ((40, 30), (40, 30))
+
+
+# What a viewer has to do with the stored pixels (EXIF 2.3, 4.6.4: where the 0th row and the 0th column are).
+UPRIGHT = {
+    1: lambda p: p,
+    2: lambda p: p[:, ::-1],
+    3: lambda p: p[::-1, ::-1],
+    4: lambda p: p[::-1],
+    5: lambda p: p.swapaxes(0, 1),
+    6: lambda p: p[::-1].swapaxes(0, 1),
+    7: lambda p: p[::-1, ::-1].swapaxes(0, 1),
+    8: lambda p: p.swapaxes(0, 1)[::-1],
+}
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_a_photo_can_be_turned_as_its_exif_data_say(tmp_path, orientation, ending):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path / f"x.{ending}", ramp(40, 24), exif=exif)
+    expected = UPRIGHT[orientation](np.asarray(read_image(path)))
+    file = ImageFile(path, upright=True)
+    image, scale = file.decode()
+    assert (scale, image.size) == (1, file.size)
+    np.testing.assert_array_equal(np.asarray(image), expected)
+
+
+def test_a_turned_jpeg_is_decoded_smaller_only_where_the_border_stays_in_place(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for size, scales in (((80, 48), (8, (6, 10))), ((84, 44), (4, (11, 21))), ((81, 48), (1, (48, 81)))):
+        image, scale = ImageFile(saved(tmp_path / "x.jpg", ramp(*size), exif=exif), upright=True).decode(8)
+        assert (scale, image.size) == scales
+
+
+@pytest.mark.parametrize("value", [0, 9, 99, b"6", "x"])
+def test_an_orientation_that_does_not_exist_turns_nothing(tmp_path, value, monkeypatch):
+    path = saved(tmp_path / "x.jpg", ramp(40, 24))
+    monkeypatch.setattr(Image.Image, "getexif", lambda self: {0x0112: value})
+    assert ImageFile(path, upright=True).decode()[0].size == (40, 24)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_data_turn_nothing(tmp_path):
+    path = saved(tmp_path / "x.jpg", ramp(40, 24), exif=b"Exif\0\0II*\0\xff\xff\xff\x7f\x01")
+    assert ImageFile(path, upright=True).decode()[0].size == (40, 24)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

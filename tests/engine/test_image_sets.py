@@ -254,6 +254,20 @@ def test_a_smaller_decoding_gives_the_numbers_of_a_plain_crop_and_resize_of_it(p
     torch.testing.assert_close(row["img"], expected, atol=1e-6, rtol=0)
 
 
+def test_an_upright_view_is_that_of_the_turned_photo(tmp_path):
+    image, exif = Image.effect_noise((96, 64), 80).convert("RGB"), Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "lying.jpg", exif=exif)
+    Image.open(tmp_path / "lying.jpg").transpose(Image.Transpose.ROTATE_270).save(tmp_path / "upright.png")
+    lying, upright = ([Datum(str(tmp_path / name), 0, index=0)] for name in ("lying.jpg", "upright.png"))
+    views = ViewSpec(seed=2, scale=(0.3, 0.6))
+    for view in range(4):
+        rows = ViewDataset(lying, sized(20), views=views, upright=True), ViewDataset(upright, sized(20), views=views)
+        assert torch.equal(rows[0][0, view]["img"], rows[1][0, view]["img"])
+    assert torch.equal(EvalDataset(lying, sized(20), upright=True)[0]["img"], EvalDataset(upright, sized(20))[0]["img"])
+    assert not torch.equal(EvalDataset(lying, sized(20))[0]["img"], EvalDataset(upright, sized(20))[0]["img"])
+
+
 @pytest.mark.parametrize("options", [{}, {"interpolation": "bilinear"}, {"resize_mode": "squash"}])
 def test_a_smaller_decoding_shows_the_same_almost_exactly(photo, scales, options):
     """At gap 3: below half a level of 255 in the mean; rounded to whole pixels, the box would cost several."""

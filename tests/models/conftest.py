@@ -6,7 +6,8 @@ import open_clip
 import pytest
 import torch
 
-from dho_plugin.models.clip import load_clip
+from dho_plugin.engine.views import Preprocess
+from dho_plugin.models.clip import LoadedCLIP, load_clip
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 3}
 VIT = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 3}
@@ -55,3 +56,22 @@ def reference(tiny_state, reference_clip):
 def reference_text(reference):
     """Text features by the published formulas: (N, L, W) float64 prompts, (N,) end positions -> (N, D)."""
     return reference.text
+
+
+@pytest.fixture(scope="session")
+def text_clip():
+    """Return a function that builds a CLIP, random unless it is given, with a text tower of some kind in float32."""
+
+    def build(model=open_clip.CLIP, tokenizer=None, text_tower="auto", *, quick_gelu=False, **text):
+        if isinstance(model, type):
+            torch.manual_seed(0)
+            cfg = open_clip.CLIPTextCfg(**{**TEXT, "heads": 2, **text})
+            model = model(32, open_clip.CLIPVisionCfg(**{**VIT, "layers": 1}), cfg, quick_gelu=quick_gelu)
+            own = getattr(model, "text", model)
+            for values in (own.positional_embedding, own.token_embedding.weight):
+                torch.nn.init.normal_(values, std=0.3)
+        tokenizer = tokenizer or open_clip.SimpleTokenizer(context_length=text.get("context_length", 77))
+        pre = Preprocess(32, (0,) * 3, (1,) * 3)
+        return LoadedCLIP("some-clip", model.eval().requires_grad_(False), tokenizer, pre, text_tower)
+
+    return build

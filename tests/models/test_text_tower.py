@@ -2,26 +2,12 @@ import open_clip
 import pytest
 import torch
 
-from dho_plugin.engine.views import Preprocess
 from dho_plugin.errors import ConfigError
-from dho_plugin.models.clip import LoadedCLIP
 from dho_plugin.models.deep_prompts import DeepPrompts
 from dho_plugin.models.mini import MINI_MODELS, build_mini, mini_tokenizer
-from dho_plugin.models.text_tower import TextTower
+from dho_plugin.models.text_tower import TextTower, checkpoint_text
 
-TEXT = {"context_length": 20, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
-VISION = {"image_size": 16, "patch_size": 8, "width": 64, "layers": 1}
 PROMPTS = ["a dog.", "a photo of a very large cat, sleeping.", ""]
-
-
-def clip_of(model, tokenizer=None):
-    tokenizer = tokenizer or open_clip.SimpleTokenizer(context_length=20)
-    return LoadedCLIP("some-clip", model.eval().requires_grad_(False), tokenizer, Preprocess(16, (0,) * 3, (1,) * 3))
-
-
-def custom(kind=open_clip.CustomTextCLIP, **text):
-    torch.manual_seed(0)
-    return kind(32, open_clip.CLIPVisionCfg(**VISION), open_clip.CLIPTextCfg(**{**TEXT, **text}))
 
 
 def assert_as_encode_text(clip, prompts):
@@ -48,14 +34,14 @@ def test_openai(tiny_clip):
         (open_clip.CLIP, {"ls_init_value": 0.5}),
     ],
 )
-def test_open_clip(kind, text):
-    assert_as_encode_text(clip_of(custom(kind, **text)), PROMPTS)
+def test_open_clip(text_clip, kind, text):
+    assert_as_encode_text(text_clip(kind, **text), PROMPTS)
 
 
 @pytest.mark.parametrize("name", MINI_MODELS)
-def test_mini(name):
+def test_mini(text_clip, name):
     torch.manual_seed(0)
-    assert_as_encode_text(clip_of(build_mini(name), mini_tokenizer()), ["a photo of a disc.", "a striped star."])
+    assert_as_encode_text(text_clip(build_mini(name), mini_tokenizer()), ["a photo of a disc.", "a striped star."])
 
 
 def test_published_formulas_in_float64(tiny_clip, reference_text):
@@ -116,19 +102,47 @@ def test_parameters_are_shared(tiny_clip):
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [({"pool_type": "last"}, "pooled by 'last'"), ({"embed_cls": True}, "class token")],
+    [
+        ({"pool_type": "last"}, "pooled by 'last'"),
+        ({"embed_cls": True}, "class token"),
+    ],
 )
-def test_towers_without_a_pooled_end_token_are_refused(text, reason):
+def test_towers_without_a_pooled_end_token_are_refused(text_clip, text, reason):
     with pytest.raises(ConfigError, match=rf"MODEL\.BACKBONE\.NAME.*some-clip.*{reason}"):
-        TextTower(clip_of(custom(**text)))
+        TextTower(text_clip(open_clip.CustomTextCLIP, **text))
 
 
-def test_tower_of_another_library_is_refused(monkeypatch):
+def test_tower_of_another_library_is_refused(monkeypatch, text_clip):
     class Foreign(torch.nn.Module):
         pass
 
-    model = custom()
-    model.text = Foreign()
+    clip = text_clip(open_clip.CustomTextCLIP)
+    clip.model.text = Foreign()
     monkeypatch.setattr("dho_plugin.models.text_tower.HFTextEncoder", Foreign)
     with pytest.raises(ConfigError, match="another library"):
-        TextTower(clip_of(model))
+        TextTower(clip)
+
+
+def test_prompts_that_are_cut_behind_their_end(tiny_clip):
+    tower, tokens = TextTower(tiny_clip), tiny_clip.tokenizer(PROMPTS)
+    eot = tower.eot(tokens)
+    cut = tower(tower.embed(tokens[:, : int(eot.max()) + 1]), eot)
+    assert eot.max() < 20
+    torch.testing.assert_close(cut, tiny_clip.encode_text(tokens), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_checkpointing_changes_what_is_kept_and_not_the_gradient(text_clip, depth):
+    clip, grads, kept = text_clip(), [], []
+    tower, tokens = TextTower(clip), clip.tokenizer(PROMPTS)
+    deep = DeepPrompts(2, tower.width, depth)
+    for on in (False, True):
+        checkpoint_text(clip, on)
+        prompts, sizes = tower.embed(tokens).requires_grad_(), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, to=sizes: to.append(x.numel()) or x, lambda x: x):
+            features = tower(prompts, tower.eot(tokens), deep.layers())
+        grads.append(torch.autograd.grad(features.square().sum(), [prompts, *deep.layers()]))
+        kept.append(sum(sizes))
+    for own, other in zip(*grads, strict=True):
+        torch.testing.assert_close(own, other, atol=0, rtol=0)
+    assert kept[1] < kept[0] / 4

@@ -1,8 +1,9 @@
 import numpy as np
+import open_clip
 import pytest
 import torch
 
-from dho_plugin.models.templates import IMAGENET_TEMPLATES, PROMPTSRC_TEMPLATES, templates_for
+from dho_plugin.models.templates import IMAGENET_TEMPLATES, PROMPTSRC_TEMPLATES
 from dho_plugin.models.zeroshot import class_features
 
 NAMES = ["dog", "great_white_shark", "missile"]
@@ -29,18 +30,30 @@ def test_promptsrc_averages_the_features_as_they_are(tiny_clip):
     assert not torch.allclose(features, class_features(tiny_clip, NAMES, IMAGENET_TEMPLATES), atol=1e-6)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 256])
+@pytest.mark.parametrize(
+    "text", [{}, {"context_length": 32}, {"pool_type": "eos", "eos_id": 49407}, {"no_causal_mask": True}]
+)
+def test_prompts_that_are_cut_give_the_plain_features(text_clip, text, batch_size):
+    names = ["dog", "dog", "great_white_shark", "sunglasses, dark glasses, shades"]
+    plain, fast = (text_clip(open_clip.CustomTextCLIP, text_tower=path, **text) for path in ("plain", "auto"))
+    expected = class_features(plain, names, IMAGENET_TEMPLATES)
+    features = class_features(fast, names, IMAGENET_TEMPLATES, batch_size)
+    torch.testing.assert_close(features, expected, atol=1e-6, rtol=1e-5)
+    assert features.std(dim=0).mean() > 1e-3
+
+
+def test_class_features_are_computed_on_short_prompts(text_clip, monkeypatch):
+    clip, tokens = text_clip(), []
+    monkeypatch.setattr(clip.model.transformer.resblocks[0].ln_1, "forward", lambda x: tokens.append(x.shape[:2]) or x)
+    class_features(clip, NAMES, ["a {}.", "a photo of a {}."])
+    # start, a, dog or missile, stop, end: 5; with photo, of, a: 8; a great white shark: 2 more
+    assert sorted(tokens) == sorted([(2, 5), (1, 7), (2, 8), (1, 10)])
+
+
 def test_promptsrcs_sixty_templates():
     assert len(set(PROMPTSRC_TEMPLATES)) == 60
     assert all(template.count("{}") == 1 for template in PROMPTSRC_TEMPLATES)
     # the first and the last of its published list, and neighbours that it leaves out
     assert {"a photo of a {}.", "a bad photo of a {}.", "itap of the {}."} < set(PROMPTSRC_TEMPLATES)
     assert not {"a jpeg corrupted photo of the {}.", "itap of a {}."} & set(PROMPTSRC_TEMPLATES)
-
-
-def test_templates():
-    assert len(templates_for("ImageNetSketch")) == 7
-    assert templates_for("ImageNet", ensemble=False) == ("a photo of a {}.",)
-    assert templates_for("OxfordPets") == ("a photo of a {}, a type of pet.",)
-    assert templates_for("Mini") == ("a photo of a {}.",)
-    names = ["ImageNet", "DescribableTextures", "EuroSAT", "Food101", "UCF101", "FGVCAircraft", "OxfordFlowers"]
-    assert all(template.count("{}") == 1 for name in names for template in templates_for(name))

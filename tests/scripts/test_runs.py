@@ -148,7 +148,7 @@ def test_every_finished_run_is_evaluated_once_on_every_shifted_set(pretend, tmp_
     groups = ("mini_ep10_4shots", "mini_ep10_4shots_placebo", "mini_ep10_14shots")
     for run_folder in (*(f"{group}/seed{seed}" for group in groups for seed in (1, 2)), "mini_ep10_4shots/seed3"):
         (tmp_path / "out/mini/VPT_DHO" / run_folder).mkdir(parents=True)
-        content = '{"alpha": 0.25, "beta": 0.5}'
+        content = "{}"
         if not run_folder.endswith("seed3"):  # that one is not finished
             (tmp_path / "out/mini/VPT_DHO" / run_folder / "results.json").write_text(content)
     words = ("scripts/eval_ood.sh", "VPT_DHO", "mini", "4")
@@ -159,7 +159,7 @@ def test_every_finished_run_is_evaluated_once_on_every_shifted_set(pretend, tmp_
     assert [(call[3], call[4]) for call in calls if call[0] == "start"] == [
         (name, str(home / group / name / f"seed{seed}")) for group in groups[:2] for seed in (1, 2) for name in sets
     ]
-    mixing = "TRAINER.DHO.SEARCH False TRAINER.DHO.ALPHA 0.25 TRAINER.DHO.BETA 0.5 MODEL.BACKBONE.CKPT weights.pt"
+    mixing = "TRAINER.DHO.SEARCH False MODEL.BACKBONE.CKPT weights.pt"  # the evaluation takes alpha and beta of the run
     assert all(" ".join(call).endswith(mixing) for call in calls if call[0] == "start")
     assert done.stdout.splitlines()[-1] == f"tables --evaluations {home}/{groups[0]} {home}/{groups[1]}"
     again, calls = pretend(*words)
@@ -194,10 +194,14 @@ def test_a_folder_or_a_csv_of_ones_own_is_a_data_set(pretend, tmp_path, how):
     assert f"tables {tmp_path}/out/{name}" in done.stdout
 
 
-def test_own_data_never_lands_among_the_runs_of_a_published_set(pretend, tmp_path):
+@pytest.mark.parametrize("relative", [False, True])
+def test_own_data_never_lands_among_the_runs_of_a_published_set(pretend, tmp_path, relative):
     (tmp_path / "imagenet").mkdir()
-    _, calls = pretend("scripts/coop_dho.sh", str(tmp_path / "imagenet"), "4", SEEDS="1")
-    assert all("out/own_imagenet/" in " ".join(call) for call in calls)
+    script = f"cd {tmp_path}; bash {ROOT}/scripts/coop_dho.sh {'./imagenet' if relative else tmp_path / 'imagenet'} 4"
+    _, calls = pretend("-c", script, SEEDS="1")
+    assert len(calls) == 6
+    assert all("out/own_imagenet" in " ".join(call) for call in calls)
+    assert all(f"--root {tmp_path} " in " ".join(call) for call in calls[::2])
 
 
 def test_a_percentage_may_be_labeled(pretend):
@@ -205,15 +209,22 @@ def test_a_percentage_may_be_labeled(pretend):
     assert done.returncode == 0, done.stderr
     assert started(calls)[2] == ("LinearProbe_DHO", "vit_b16_ep20_1percent/seed2")
     assert "DATASET.NUM_SHOTS -1 DATASET.LABELED_PERCENT 1" in " ".join(calls[4])
-    assert pretend("scripts/linear_probe_dho.sh", "imagenet", "%1")[0].returncode == 2
+    for wrong in ("%1", "0%", "0.0%"):  # 0 would label all images
+        assert pretend("scripts/linear_probe_dho.sh", "imagenet", wrong)[0].returncode == 2
+
+
+def test_an_empty_name_of_a_data_set_is_not_the_current_folder(pretend):
+    done, calls = pretend("scripts/coop_dho.sh", "", "4")
+    assert (done.returncode, calls) == (2, [])
+    assert "no data set is named" in done.stderr
 
 
 def test_words_about_the_images_hold_for_the_zero_shot_rows_too(pretend):
-    words = ("DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.LR", "1", "DATASET.TEMPLATES", "('a {}.',)")
+    words = ("DATASET.UNREADABLE", "skip", "OPTIM.LR", "1", "DATASET.TEMPLATES", "('a {}.',)")
     _, calls = pretend("scripts/coop_dho.sh", "imagenet", "4", *words, SEEDS="1")
     for call in calls[:4:2]:
         line = " ".join(call)
-        assert "DATASET.SUBSAMPLE_CLASSES base DATASET.TEMPLATES ('a {}.',)" in line
+        assert "DATASET.UNREADABLE skip DATASET.TEMPLATES ('a {}.',)" in line
         assert "OPTIM.LR" not in line
 
 
