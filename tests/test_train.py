@@ -353,12 +353,6 @@ def test_evaluation_of_nothing_learned_is_refused(command, capsys):
     assert "--model-dir" in capsys.readouterr().err
 
 
-def test_several_processes_are_refused_rather_than_half_supported(command, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(command("CoOp", "run")) == 2
-    assert "torchrun" in capsys.readouterr().err
-
-
 def test_a_reader_that_has_seen_enough_ends_a_command_quietly():
     script = "import sys\nfrom dho_plugin.errors import run_command\n"
     script += "sys.exit(run_command(lambda: [print('line', flush=True) for _ in range(100_000)]))"

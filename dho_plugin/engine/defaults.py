@@ -98,7 +98,12 @@ DEFAULTS = {
         "WARMUP_RECOUNT": True,
         "WARMUP_STEPS": 0,  # ours: above 0, warm up over so many steps, then decay by a cosine, step by step
     },
-    "TRAIN": {"CHECKPOINT_FREQ": 0, "PRINT_FREQ": 10, "COUNT_ITER": "train_x"},
+    "TRAIN": {
+        "CHECKPOINT_FREQ": 0,
+        "PRINT_FREQ": 10,
+        "COUNT_ITER": "train_x",
+        "ACCUMULATION": 1,  # ours: a step's batch is computed in so many parts: the same step in less memory
+    },
     "TEST": {
         "EVALUATOR": "Classification",
         "PER_CLASS_RESULT": False,
