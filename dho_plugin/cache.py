@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from dho_plugin.engine.processes import only_main_prints
 from dho_plugin.errors import CacheError, ConfigError, run_command
 from dho_plugin.train import add_config_flags, build_trainer, check_names, setup_cfg
 
@@ -156,13 +157,16 @@ def run(args: argparse.Namespace) -> None:
     """
     cfg = setup_cfg(args)
     check_names(cfg)
-    fill_all(args, build_trainer(cfg))
+    trainer = build_trainer(cfg)
+    fill_all(args, trainer)
+    trainer.accelerator.end_training()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     args = build_parser().parse_args(argv)
-    return run_command(lambda: run(args))
+    with only_main_prints():
+        return run_command(lambda: run(args))
 
 
 if __name__ == "__main__":
