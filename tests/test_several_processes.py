@@ -102,9 +102,12 @@ def test_shares_that_are_unequal_or_empty_count_every_image_once(pairs, shared_c
     folder = output(pairs["VPT_DHO"][0])
     flags = ("--eval-only", "--model-dir", str(folder))
     line = shared_command("VPT_DHO", tmp_path / "evaluated", flags=flags)
-    together(3, [line], tmp_path)  # 8 images go as 3, 3, 2 and 4 as 2, 2, 0
-    for name, metrics in results(folder)["metrics"].items():
-        assert results(tmp_path / "evaluated")["metrics"][name] == pytest.approx(metrics)
+    zero_shot = [shared_command("ZeroshotCLIP", tmp_path / f"zero_shot{n}", flags=("--eval-only",)) for n in (1, 3)]
+    assert main(zero_shot[0]) == 0
+    together(3, [line, zero_shot[1]], tmp_path)  # 8 images go as 3, 3, 2 and 4 as 2, 2, 0
+    for one, three in ((folder, tmp_path / "evaluated"), (tmp_path / "zero_shot1", tmp_path / "zero_shot3")):
+        for name, metrics in results(one)["metrics"].items():
+            assert results(three)["metrics"][name] == pytest.approx(metrics)
 
 
 def test_what_every_process_finds_wrong_is_said_once(shared_command, tmp_path):
