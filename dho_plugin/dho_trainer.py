@@ -19,6 +19,7 @@ from dho_plugin.engine.trainer import TrainerXU
 from dho_plugin.errors import ConfigError
 from dho_plugin.evaluation import HeadEvaluation
 from dho_plugin.models.clip import LoadedCLIP, load_clip
+from dho_plugin.models.image_tower import channels_last, checkpoint_images
 from dho_plugin.models.student import DualHeadNet, Student
 from dho_plugin.models.templates import templates_for
 from dho_plugin.models.text_tower import checkpoint_text
@@ -72,10 +73,15 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
     def clip(self) -> LoadedCLIP:
         """Return the student's CLIP, loaded once."""
         if self._clip is None:
-            node, text_tower = self.cfg.MODEL.BACKBONE, self.cfg.MODEL.TEXT_TOWER
-            self._clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, text_tower=text_tower)
-            if self.cfg.MODEL.TEXT_CHECKPOINTING:
+            cfg, node = self.cfg.MODEL, self.cfg.MODEL.BACKBONE
+            ways = {"text_tower": cfg.TEXT_TOWER, "image_tower": cfg.IMAGE_TOWER}
+            self._clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, **ways)
+            if cfg.TEXT_CHECKPOINTING:
                 checkpoint_text(self._clip)
+            if cfg.IMAGE_CHECKPOINTING:
+                checkpoint_images(self._clip)
+            if cfg.CHANNELS_LAST:
+                channels_last(self._clip)
             self._clip.model.to(self.device)  # before its class features: thousands of prompts are slow on a CPU
         return self._clip
 
@@ -84,6 +90,7 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
         clip = self.clip()
         self.student_preprocess = clip.preprocess
         self.student = self.build_student(clip, self.classes)
+        print(f"Image tower: {clip.image_path.name} ({clip.image_path.reason})")
         if self.student.text_path is not None:
             print(f"Text tower: {self.student.text_path.name} ({self.student.text_path.reason})")
         self.kd_head = self.build_kd_head(clip) if self.dho else None

@@ -73,6 +73,9 @@ DEFAULTS = {
         "HEAD": {"NAME": "", "HIDDEN_LAYERS": (), "ACTIVATION": "relu", "BN": True, "DROPOUT": 0.0},
         "TEXT_TOWER": "auto",  # ours: auto (the cheapest exact way to text features) | plain | truncated | shared
         "TEXT_CHECKPOINTING": False,  # ours: learned prompts' activations are computed again in the backward
+        "IMAGE_TOWER": "auto",  # ours: auto (of the last layer only the class token, where that is exact) | plain
+        "CHANNELS_LAST": False,  # ours: convolutions of student and teacher keep the channels of a pixel together
+        "IMAGE_CHECKPOINTING": False,  # ours: visual prompts' activations are computed again in the backward
     },
     "OPTIM": {
         "NAME": "adam",

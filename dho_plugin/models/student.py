@@ -59,7 +59,7 @@ class CLIPStudent(Student):
     def __init__(self, clip: LoadedCLIP, visual_prompts: VisualPrompts | None = None, dropout: float = 0.0):
         super().__init__()
         self.clip_model, self.feature_dim, self.zeta = clip.model, clip.feature_dim, clip.zeta
-        self.text_path = class_path(clip)
+        self.text_path, self._encode_image = class_path(clip), clip.encode_image
         self.image_tower = None if visual_prompts is None else PromptedImageTower(clip, visual_prompts, dropout)
 
     @property
@@ -81,7 +81,7 @@ class CLIPStudent(Student):
     @torch.no_grad()
     def frozen_features(self, images: Tensor) -> Tensor:
         """Return the features (B, D) of the CLIP as it came, not normalized, without a gradient."""
-        return self.clip_model.encode_image(images)
+        return self._encode_image(images)
 
 
 class DualHeadNet(nn.Module):
