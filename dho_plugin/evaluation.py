@@ -204,6 +204,7 @@ class HeadEvaluation:
             "metrics": self.metrics,
             "config_name": self.config_name,
             "seconds": round(self.elapsed(), 1),
+            "data_wait": self.clock.summary(),
             "peak_memory_mb": round(peak_memory_mb(self.device), 1),
             "versions": versions(),
             "config": as_plain(self.cfg),

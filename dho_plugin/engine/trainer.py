@@ -22,6 +22,7 @@ from dho_plugin.engine.meters import AverageMeter, MetricMeter
 from dho_plugin.engine.model_store import ModelStore
 from dho_plugin.engine.registry import DATASET_REGISTRY
 from dho_plugin.engine.streams import TrainingStreams
+from dho_plugin.engine.timing import StepClock
 from dho_plugin.errors import CheckpointError, ConfigError, TrainingError
 
 
@@ -46,6 +47,7 @@ class TrainerX(ModelStore, TrainingStreams):
         self.output_dir = Path(cfg.OUTPUT_DIR)
         self.best_result: float | None = None
         self._writer: SummaryWriter | None = None
+        self.clock = StepClock()
         self.dataset: DatasetBase = DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
         self.data_identity = data_identity(self.dataset)
         print(self.dataset.summary(cfg.DATASET.NAME))
@@ -82,6 +84,7 @@ class TrainerX(ModelStore, TrainingStreams):
             "classes": [[info.key, info.name] for info in self.classes],
             "data": self.data_identity,
             "seconds": self.elapsed(),
+            "data_wait": self.clock.state(),
             "best_result": self.best_result,
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
         }
@@ -154,6 +157,7 @@ class TrainerX(ModelStore, TrainingStreams):
         check_data(saved.get("data", {}), self.data_identity, directory)
         meta = self.load_model(directory, epoch, train_state=True)
         self.elapsed_before, self.best_result = meta.get("seconds", 0.0), meta.get("best_result")
+        self.clock.load_state(meta.get("data_wait"))
         if self.accelerator.scaler and meta.get("scaler"):
             self.accelerator.scaler.load_state_dict(meta["scaler"])
         return epoch
@@ -165,18 +169,18 @@ class TrainerX(ModelStore, TrainingStreams):
 
     def run_epoch(self) -> None:
         """Run one epoch."""
-        losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
-        end = time.time()
+        losses, clock = MetricMeter(), self.clock
+        clock.start_epoch()
         for batch_idx in range(self.num_batches):
             self.batch_idx = batch_idx
-            batches = [next(stream) for stream in self.streams]
-            data_time.update(time.time() - end)
+            with clock.waiting():
+                batches = [next(stream) for stream in self.streams]
             losses.update(self.forward_backward(*batches))
             self.update_lr(per_step=True)
-            batch_time.update(time.time() - end)
+            clock.step_done()
             self.bar.update()
-            self.report_step(losses, batch_time, data_time)
-            end = time.time()
+            self.report_step(losses, clock.batch, clock.data)
+        print(f"epoch [{self.epoch + 1}/{self.max_epoch}] {clock.epoch_line(self.cfg.DATALOADER.NUM_WORKERS)}")
         self.update_lr()
 
     def report_step(self, losses: MetricMeter, batch_time: AverageMeter, data_time: AverageMeter) -> None:
