@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -12,9 +12,10 @@ from dho_plugin.engine.config import dataset_label
 from dho_plugin.engine.data import DatasetBase, ImageList
 from dho_plugin.engine.feature_lookup import Wanted, stores_named
 from dho_plugin.engine.feature_sets import FeatureBatches, StoredFeatures
+from dho_plugin.engine.feature_stream import features_in_order, training_features
 from dho_plugin.engine.fingerprint import weights_fingerprint
 from dho_plugin.engine.image_sets import ViewDataset
-from dho_plugin.engine.loaders import StepBatches, feature_loader, train_loader
+from dho_plugin.engine.loaders import StepBatches
 from dho_plugin.engine.registry import DATASET_REGISTRY
 from dho_plugin.engine.views import Preprocess
 from dho_plugin.errors import CacheError, ConfigError, NoCacheError
@@ -179,10 +180,9 @@ class FeatureCaching:
             return super().train_batches(items, batches)
         if "student" in self.stored:
             unreadable = "next" if self.cfg.DATASET.UNREADABLE == "skip" else "error"
-            return self.feature_batches(FeatureBatches(items, stored, unreadable=unreadable), batches)
+            return training_features(FeatureBatches(items, stored, unreadable=unreadable), batches, self.device)
         options = {"views": self.view_spec(), "size": self.decoded_for(), "stored": stored, **self.reading()}
-        dataset = ViewDataset(items, self.student_preprocess, **options)
-        return train_loader(dataset, batches, workers=self.cfg.DATALOADER.NUM_WORKERS, device=self.device)
+        return self.loaded(ViewDataset(items, self.student_preprocess, **options), batches)
 
     def fill_dataset(self, clip: LoadedCLIP, items: ImageList) -> ViewDataset:
         """Return the training images as an encoder sees them, decoded as the training decodes them."""
@@ -196,11 +196,7 @@ class FeatureCaching:
             return super().eval_batches(items, title)
         unreadable = "mark" if self.cfg.DATASET.UNREADABLE == "skip" else "error"
         batches = FeatureBatches(items, {BATCH_KEYS["student"]: found}, unreadable=unreadable)
-        return self.feature_batches(batches, batches.in_order(self.cfg.DATALOADER.TEST.BATCH_SIZE))
-
-    def feature_batches(self, dataset: FeatureBatches, keys: StepBatches | Sequence[list]) -> Iterable[dict]:
-        """Return batches of stored features."""
-        return feature_loader(dataset, keys, workers=self.cfg.DATALOADER.NUM_WORKERS, device=self.device)
+        return features_in_order(batches, self.cfg.DATALOADER.TEST.BATCH_SIZE, self.device)
 
 
 def whole_config(cfg):
