@@ -156,7 +156,8 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
         """Take one DHO step (DHO, Algorithm 1, lines 7 to 25) and return its losses and accuracy."""
         labels, n = batch_x["label"], len(batch_x["label"])
         both = [batch_x] if batch_u is None else [batch_x, batch_u]
-        logits_ce, logits_kd, extra = self.net(joined(both, "img"), n, joined(both, "features"))
+        frozen = batch_x.get("features_frozen")
+        logits_ce, logits_kd, extra = self.net(joined(both, "img"), n, joined(both, "features"), frozen)
         dho, targets = self.cfg.TRAINER.DHO, self.teacher_logits(both)
         kd, unlabeled = (None, None, None, None), batch_u is not None
         if logits_kd is not None:
