@@ -58,6 +58,11 @@ class FeatureCaching:
         """Return how many views of an image the training shows."""
         return max(views for _, views in self.shown().values())
 
+    def images_shown(self) -> int:
+        """Return how many images all batches of the training have together."""
+        batches = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE + self.uses_unlabeled() * self.unlabeled_batch_size()
+        return self.total_steps() * batches
+
     def wanted(self, who: str, part: str, views: int, clip: LoadedCLIP) -> Wanted:
         """Return the features of an encoder that this run can read.
 
@@ -143,7 +148,7 @@ class FeatureCaching:
         """Find an encoder's features for all streams, or for none of them."""
         found = {}
         for stream, (items, views) in shown.items():
-            if (features := self.find(who, mode, "train", views, clip, items)) is None:
+            if not views or (features := self.find(who, mode, "train", views, clip, items)) is None:
                 return
             found[stream] = features
         for folder in dict.fromkeys(features.store.folder for features in found.values()):

@@ -103,11 +103,13 @@ def fill_for_run(trainer, who: str, name: str, views: int, clip: LoadedCLIP, ite
     Raises:
         CacheError: the disk has too little room; what is complete stays.
     """
+    shows = ""
     if views:
         every = whole_training(trainer)
         items = every if len(every) <= SHARED * len(items) else items
+        shows = f" (the whole run shows it {trainer.images_shown():,} images)"
     one = part(trainer, who, name, views, clip, items)
-    print(f"The {who}'s features ({name}) are stored first, {len(items):,} images x {one.wanted.shown} views: "
+    print(f"The {who}'s features ({name}) are stored first, {len(items):,} images x {one.wanted.shown} views{shows}: "
           f"{one.store.folder}")  # fmt: skip
     check_room([one])
     try:

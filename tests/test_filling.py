@@ -101,7 +101,10 @@ def test_a_run_that_fills_has_the_numbers_of_an_online_run_and_of_one_on_a_fille
     filled = run(elsewhere(line, tmp_path / "filled", *BOTH))
     assert dict(seen) == {48: 2 * 24, 32: 2 * 24 + 8}  # each view of each image once, and the test images
     log = (tmp_path / "filled" / "log.txt").read_text()
-    assert "The teacher's features (train) are stored first, 24 images x 2 views" in log
+    assert (
+        "The teacher's features (train) are stored first, 24 images x 2 views (the whole run shows it 144 images)"
+        in log
+    )
     assert "The student's features (val) are read from" in log
     stored = stores(own_cache)
     assert stored == {
@@ -146,6 +149,11 @@ def test_only_what_a_run_shows_is_stored_and_no_more_than_it_would_compute(
     if "0" not in options:  # online features are rounded as stored ones where the views are a fixed number
         online = started([*command("CoOp_DHO", "run", *FEW), *ONLINE, *options])
         assert filled == pytest.approx(losses(online, steps), rel=1e-4)
+
+
+def test_a_run_without_a_step_stores_nothing_of_the_training_images(command, tmp_path, own_cache):
+    run(command("CoOp", "run", *VIEWS, "OPTIM.MAX_EPOCH", "0", "MODEL.FEATURES", "fill"))
+    assert stores(own_cache) == {"imagenet-val-ViT-B_16": [(8, 1)]}
 
 
 def test_a_store_made_by_one_seed_serves_another(command, started, tmp_path):
