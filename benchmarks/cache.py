@@ -118,20 +118,30 @@ def forward_rate(encode, size: int, batch: int, device: torch.device, seconds: f
 def fill_rates(args: argparse.Namespace, trainer) -> list[dict]:
     """Fill what the runs read, and return each encoder's speed alone and in the fill."""
     words = cache.build_parser().parse_args(["--views", str(args.views)])
-    rows = []
-    for part in cache.parts(words, trainer):
-        size, todo = (
-            part.dataset[(0, 0) if part.wanted.views else 0]["img"].shape[-1],
-            len(part.store) * part.wanted.shown,
-        )
-        alone = [forward_rate(part.encode, size, 2 * args.batch, trainer.device)]
-        start = synchronize(trainer.device)
-        fill(part.store, part.wanted.shown, part.dataset, part.encode, batch_size=2 * args.batch, workers=args.workers)
-        rate = todo / (synchronize(trainer.device) - start)
-        alone.append(forward_rate(part.encode, size, 2 * args.batch, trainer.device))
-        mean = sum(alone) / 2  # before and after: other programs come and go
-        rows.append({"what": part.title, "images": todo, "forward": mean, "fill": rate, "share": rate / mean})
-    return rows
+    return [fill_rate(args, part, trainer.device) for part in cache.parts(words, trainer)]
+
+
+def fill_rate(args: argparse.Namespace, part, device: torch.device) -> dict:
+    """Fill one part; return the encoder's speed alone, in the fill, and its share of the process's own CPU time."""
+    size = part.dataset[(0, 0) if part.wanted.views else 0]["img"].shape[-1]
+    todo, batch, inside = len(part.store) * part.wanted.shown, 2 * args.batch, 0.0
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        nonlocal inside
+        begin = time.thread_time()
+        features = part.encode(images)
+        inside += time.thread_time() - begin
+        return features
+
+    alone = [forward_rate(part.encode, size, batch, device)]
+    start, cpu = synchronize(device), time.thread_time()
+    fill(part.store, part.wanted.shown, part.dataset, encode, batch_size=batch, workers=args.workers)
+    cpu = time.thread_time() - cpu
+    rate = todo / (synchronize(device) - start)
+    alone.append(forward_rate(part.encode, size, batch, device))
+    mean = sum(alone) / 2  # before and after: other programs come and go
+    shares = {"share": rate / mean, "cpu_share": inside / cpu if device.type == "cpu" else None}
+    return {"what": part.title, "images": todo, "forward": mean, "fill": rate, **shares}
 
 
 def epoch(args: argparse.Namespace, root: Path, teacher: str, student: str) -> dict:
@@ -140,7 +150,7 @@ def epoch(args: argparse.Namespace, root: Path, teacher: str, student: str) -> d
     trainer = build_trainer(config(args, root, *modes))
     trainer.before_train()
     trainer.before_epoch()
-    steps = args.steps if student == "online" else 200
+    steps = args.steps if student == "online" else 1000  # many batches are read at once
     waited, start = 0.0, 0.0
     for step in range(steps + 2):
         if step == 2:  # the first two warm up
@@ -177,9 +187,10 @@ def main() -> None:
 def report(fills: list[dict], epochs: dict[str, dict]) -> None:
     """Print both tables."""
     sys.stdout.flush()
-    rows = [[r["what"], r["images"], r["forward"], r["fill"], 100 * r["share"]] for r in fills]
-    names = ["fill", "images", "forward alone, images/s", "fill, images/s", "share %"]
-    print("\n" + tabulate(rows, names, floatfmt=("", "", ".1f", ".1f", ".0f"), tablefmt="github"))
+    rows = [[r["what"], r["images"], r["forward"], r["fill"], 100 * r["share"],
+             r["cpu_share"] and 100 * r["cpu_share"]] for r in fills]  # fmt: skip
+    names = ["fill", "images", "forward alone, images/s", "fill, images/s", "share %", "encoder, % of CPU time"]
+    print("\n" + tabulate(rows, names, floatfmt=("", "", ".1f", ".1f", ".0f", ".1f"), tablefmt="github"))
     plain = next(iter(epochs.values()))["epoch_s"]
     rows = [[k, 1e3 * e["step_s"], e["epoch_s"], plain / e["epoch_s"], 100 * e["data_wait"]] for k, e in epochs.items()]
     names = ["epoch", "step, ms", "epoch, s", "plain / this", "data wait %"]

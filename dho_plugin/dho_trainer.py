@@ -176,7 +176,8 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
         """Return lambda * (CE + the method's own loss) + (1 - lambda) * KD of some images, and what the log shows."""
         labels, n = batch_x["label"], len(batch_x["label"])
         both = [batch_x] if batch_u is None else [batch_x, batch_u]
-        logits_ce, logits_kd, extra = self.net(joined(both, "img"), n, joined(both, "features"))
+        frozen = batch_x.get("features_frozen")
+        logits_ce, logits_kd, extra = self.net(joined(both, "img"), n, joined(both, "features"), frozen)
         dho, targets = self.cfg.TRAINER.DHO, self.teacher_logits(both)
         kd, unlabeled = (None, None, None, None), batch_u is not None
         if logits_kd is not None:

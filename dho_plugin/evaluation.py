@@ -212,6 +212,7 @@ class HeadEvaluation:
             "config_name": self.config_name,
             "seconds": round(self.elapsed(), 1),
             "processes": self.accelerator.num_processes,
+            "data_wait": self.clock.summary(),
             "peak_memory_mb": round(peak_memory_mb(self.device), 1),
             "versions": versions(),
             "config": as_plain(self.cfg),

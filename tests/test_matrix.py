@@ -54,10 +54,11 @@ def folders(trainer: str) -> set[str]:
 
 
 def checkpoints(folder: Path, trainer: str) -> dict:
-    """Return everything that a run saved after its last epoch, but the seconds it took."""
+    """Return everything that a run saved after its last epoch, but the time it took."""
     saved = {name: load_checkpoint(folder / name / "model.pth.tar-3") for name in sorted(folders(trainer))}
     for checkpoint in saved.values():
         checkpoint["meta"].pop("seconds")
+        checkpoint["meta"].pop("data_wait")
     return saved
 
 

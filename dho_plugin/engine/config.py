@@ -20,7 +20,7 @@ from dho_plugin.errors import ConfigError
 
 SUPPORTED_TRANSFORMS = ("random_resized_crop", "random_flip", "center_crop", "normalize")
 INITS = ("language", "kaiming")  # what a head's rows start from
-FEATURE_MODES = ("online", "cached", "auto")  # where an encoder's features come from
+FEATURE_MODES = ("online", "cached", "auto", "fill")  # where an encoder's features come from
 TEXT_TOWERS = ("auto", "plain", "truncated", "shared")
 IMAGE_TOWERS = ("auto", "plain")
 PRECISIONS = ("fp32", "fp16", "amp", "bf16")
@@ -201,7 +201,7 @@ def check_cfg(cfg: CfgNode) -> None:
                              ("TRAINER.PROMPTSRC.TEMPLATES", cfg.TRAINER.PROMPTSRC.TEMPLATES))),
         *((f"DATASET.{key}", data[key], not data[key] or data.NAME == "ImageFolder", "only empty, but for ImageFolder")
           for key in ("CSV", "TEST_SETS")),
-        *((key, value, value in FEATURE_MODES, "online, cached or auto")
+        *((key, value, value in FEATURE_MODES, "online, cached, auto or fill")
           for key, value in (("MODEL.FEATURES", cfg.MODEL.FEATURES), ("TRAINER.DHO.TEACHER.MODE", dho.TEACHER.MODE))),
         ("INPUT.VIEWS", cfg.INPUT.VIEWS, cfg.INPUT.VIEWS >= 0, "0 or more"),
         ("INPUT.JPEG_GAP", cfg.INPUT.JPEG_GAP, cfg.INPUT.JPEG_GAP == 0 or cfg.INPUT.JPEG_GAP >= 1, "0, or 1 and above"),

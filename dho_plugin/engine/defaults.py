@@ -68,7 +68,7 @@ DEFAULTS = {
     },
     "MODEL": {
         "INIT_WEIGHTS": "",
-        "FEATURES": "auto",  # ours, of a frozen image encoder: online | cached | auto
+        "FEATURES": "auto",  # ours, of a frozen image encoder: online | cached | auto | fill
         "BACKBONE": {"NAME": "", "PRETRAINED": True, "TAG": "", "CKPT": ""},  # TAG (open_clip's), CKPT: ours
         "HEAD": {"NAME": "", "HIDDEN_LAYERS": (), "ACTIVATION": "relu", "BN": True, "DROPOUT": 0.0},
         "TEXT_TOWER": "auto",  # ours: auto (the cheapest exact way to text features) | plain | truncated | shared
@@ -160,7 +160,7 @@ DEFAULTS = {
                 "NAME": "ViT-L/14@336px",
                 "TAG": "",
                 "CKPT": "",
-                "MODE": "auto",  # online (it looks at every image) | cached (its stored features) | auto
+                "MODE": "auto",  # online (it looks at every image) | cached (its stored features) | auto | fill
                 "CLASSNAMES": "",  # file in classnames.txt's format: the teacher's own names of the same classes
             },
         },

@@ -24,6 +24,7 @@ from dho_plugin.engine.processes import check_divides
 from dho_plugin.engine.registry import DATASET_REGISTRY
 from dho_plugin.engine.stepping import Stepping
 from dho_plugin.engine.streams import TrainingStreams
+from dho_plugin.engine.timing import StepClock
 from dho_plugin.errors import CheckpointError, ConfigError
 
 
@@ -47,6 +48,7 @@ class TrainerX(ModelStore, TrainingStreams, Stepping):
         self.output_dir = Path(cfg.OUTPUT_DIR)
         self.best_result: float | None = None
         self._writer: SummaryWriter | None = None
+        self.clock = StepClock()
         with self.accelerator.main_process_first():  # it stores what the others then read: listings, splits, shots
             self.dataset: DatasetBase = DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
         self.data_identity = data_identity(self.dataset)
@@ -84,6 +86,7 @@ class TrainerX(ModelStore, TrainingStreams, Stepping):
             "classes": [[info.key, info.name] for info in self.classes],
             "data": self.data_identity,
             "seconds": self.elapsed(),
+            "data_wait": self.clock.state(),
             "best_result": self.best_result,
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
         }
@@ -169,6 +172,7 @@ class TrainerX(ModelStore, TrainingStreams, Stepping):
         check_data(saved.get("data", {}), self.data_identity, directory)
         meta = self.load_model(directory, epoch, train_state=True)
         self.elapsed_before, self.best_result = meta.get("seconds", 0.0), meta.get("best_result")
+        self.clock.load_state(meta.get("data_wait"))
         if self.accelerator.scaler and meta.get("scaler"):
             self.accelerator.scaler.load_state_dict(meta["scaler"])
         return epoch
@@ -180,18 +184,18 @@ class TrainerX(ModelStore, TrainingStreams, Stepping):
 
     def run_epoch(self) -> None:
         """Run one epoch."""
-        losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
-        end = time.time()
+        losses, clock = MetricMeter(), self.clock
+        clock.start_epoch()
         for batch_idx in range(self.num_batches):
             self.batch_idx = batch_idx
-            batches = [next(stream) for stream in self.streams]
-            data_time.update(time.time() - end)
+            with clock.waiting():
+                batches = [next(stream) for stream in self.streams]
             losses.update(self.forward_backward(*batches))
             self.update_lr(per_step=True)
-            batch_time.update(time.time() - end)
+            clock.step_done()
             self.bar.update()
-            self.report_step(losses, batch_time, data_time)
-            end = time.time()
+            self.report_step(losses, clock.batch, clock.data)
+        print(f"epoch [{self.epoch + 1}/{self.max_epoch}] {clock.epoch_line(self.cfg.DATALOADER.NUM_WORKERS)}")
         self.update_lr()
 
     def report_step(self, losses: MetricMeter, batch_time: AverageMeter, data_time: AverageMeter) -> None:
