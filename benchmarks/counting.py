@@ -91,16 +91,20 @@ def empty_clip(encoder: Encoder) -> nn.Module:
     return clip
 
 
+def loaded_clip(encoder: Encoder, name: str = "", **options) -> LoadedCLIP:
+    """Return the same as the package's own loader does; options that this version does not know are left out."""
+    known = {field.name for field in fields(LoadedCLIP)} & options.keys()
+    tokenizer, preprocess = open_clip.get_tokenizer("ViT-B-16"), Preprocess(encoder.size, (0.0,) * 3, (1.0,) * 3)
+    return LoadedCLIP(name, empty_clip(encoder), tokenizer, preprocess, **{key: options[key] for key in known})
+
+
 @contextmanager
 def without_weights(student: Encoder, teacher: Encoder) -> Iterator[None]:
     """Let every CLIP that is loaded have one of these sizes, and no weights."""
 
     def load_clip(name: str, *, key: str = "MODEL.BACKBONE", **options) -> LoadedCLIP:
         encoder = student if key == "MODEL.BACKBONE" else teacher
-        known = {field.name for field in fields(LoadedCLIP)} & options.keys()
-        preprocess = Preprocess(encoder.size, (0.0,) * 3, (1.0,) * 3)
-        tokenizer = open_clip.get_tokenizer("ViT-B-16")
-        return LoadedCLIP(name, empty_clip(encoder), tokenizer, preprocess, **{key: options[key] for key in known})
+        return loaded_clip(encoder, name, **options)
 
     def class_features(clip: LoadedCLIP, names, *_, **__) -> Tensor:
         return torch.randn(len(names), clip.feature_dim)
