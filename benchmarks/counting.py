@@ -20,7 +20,6 @@ import torch
 from common import Encoder, build_clip, flops, run_config, run_words, saved_bytes, start
 from torch import Tensor, nn
 
-from dho_plugin.caching import BATCH_KEYS
 from dho_plugin.engine.config import get_cfg_default
 from dho_plugin.engine.views import Preprocess
 from dho_plugin.models.clip import LoadedCLIP
@@ -45,20 +44,23 @@ def tower_options(way: str) -> list[str]:
 
 def ways(trainer) -> list[Way]:
     """Return the ways of a trainer's step, the plain one first, each cheaper than those before."""
-    possible = [Way("plain", "plain"), Way("default")]
-    if trainer.dho:
-        possible.append(Way("teacher cached", cached=("teacher",)))
+    who, own = ("teacher",) if trainer.dho else (), ()
     if trainer.student.storable:
-        who = ("teacher", "student") if trainer.dho else ("student",)
-        possible.append(Way(" and ".join(who) + " cached", cached=who))
-    return possible
+        own = ("student",)
+    elif getattr(trainer.student, "wants_frozen", False):  # a loss that looks at the frozen CLIP's features, too
+        own = ("frozen CLIP",)
+    cached = [way for way in (who, who + own if own else ()) if way]
+    return [Way("plain", "plain"), Way("default"), *(Way(" and ".join(c) + " cached", cached=c) for c in cached)]
 
 
 def batches(trainer, cached: tuple[str, ...], device: torch.device | str) -> list[dict[str, Tensor]]:
     """Return the batches of a step, labeled and, where it is used, unlabeled: noise in the shapes of the streams'."""
     sizes = [trainer.cfg.DATALOADER.TRAIN_X.BATCH_SIZE]
     sizes += [trainer.unlabeled_batch_size()] if trainer.uses_unlabeled() else []
-    return [_batch(trainer, n, cached, device) for n in sizes]
+    made = [_batch(trainer, n, cached, device) for n in sizes]
+    if "frozen CLIP" in cached:
+        made[0]["features_frozen"] = torch.randn(sizes[0], trainer.student.feature_dim, device=device)
+    return made
 
 
 def _batch(trainer, n: int, cached: tuple[str, ...], device: torch.device | str) -> dict[str, Tensor]:
@@ -67,11 +69,11 @@ def _batch(trainer, n: int, cached: tuple[str, ...], device: torch.device | str)
 
     batch = {"label": torch.randint(len(trainer.classes), (n,), device=device)}
     if "student" in cached:
-        batch[BATCH_KEYS["student"]] = torch.randn(n, trainer.student.feature_dim, device=device)
+        batch["features"] = torch.randn(n, trainer.student.feature_dim, device=device)
     else:
         batch["img"] = images(trainer.student_preprocess)
     if "teacher" in cached:
-        batch[BATCH_KEYS["teacher"]] = torch.randn(n, trainer.teacher.model.head.weight.shape[1], device=device)
+        batch["teacher_features"] = torch.randn(n, trainer.teacher.model.head.weight.shape[1], device=device)
     elif trainer.dho and trainer.teacher_preprocess is not None:
         batch["img_teacher"] = images(trainer.teacher_preprocess)
     return batch

@@ -125,7 +125,6 @@ def run_work(root: Path, name: str, kind: str) -> dict:
     }
 
 
-@torch.no_grad()
 def test_flops(trainer) -> int:
     """Return the FLOPs of the student's features of one image in evaluation."""
     trainer.set_model_mode("eval")
