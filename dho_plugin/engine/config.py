@@ -30,7 +30,7 @@ EXECUTION_KEYS = frozenset({
     "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT", "USE_CUDA",
     "MODEL.FEATURES", "TRAINER.DHO.TEACHER.MODE",
     "MODEL.TEXT_TOWER", "MODEL.TEXT_CHECKPOINTING", "MODEL.IMAGE_TOWER", "MODEL.IMAGE_CHECKPOINTING",
-    "MODEL.CHANNELS_LAST",
+    "MODEL.CHANNELS_LAST", "MODEL.COMPILE",
 })  # fmt: skip
 
 # The hosts' keys (or beginnings of keys) that nothing here reads: size and normalization come with the weights, views
