@@ -74,7 +74,7 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
         """Return the student's CLIP, loaded once."""
         if self._clip is None:
             cfg, node = self.cfg.MODEL, self.cfg.MODEL.BACKBONE
-            ways = {"text_tower": cfg.TEXT_TOWER, "image_tower": cfg.IMAGE_TOWER}
+            ways = {"text_tower": cfg.TEXT_TOWER, "image_tower": cfg.IMAGE_TOWER, "compile": cfg.COMPILE}
             self._clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, **ways)
             if cfg.TEXT_CHECKPOINTING:
                 checkpoint_text(self._clip)

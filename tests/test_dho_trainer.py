@@ -231,3 +231,12 @@ def test_channels_last_reaches_student_and_teacher(build):
     for visual in (run.clip().model.visual, run.teacher.model.model.visual):
         assert visual.conv1.weight.is_contiguous(memory_format=torch.channels_last)
         assert not visual.conv1.weight.is_contiguous()
+
+
+def test_compiling_reaches_student_and_teacher_and_nothing_by_default(build, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda encode: lambda images: seen.append(len(images)) or encode(images))
+    for options in ((), ("MODEL.COMPILE", "True")):
+        run = build("LinearProbe_DHO", *options)
+        run.forward_backward(*first_batches(run))
+        assert seen == ([8, 8] if options else [])

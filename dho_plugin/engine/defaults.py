@@ -74,6 +74,7 @@ DEFAULTS = {
         "TEXT_TOWER": "auto",  # ours: auto (the cheapest exact way to text features) | plain | truncated | shared
         "TEXT_CHECKPOINTING": False,  # ours: learned prompts' activations are computed again in the backward
         "IMAGE_TOWER": "auto",  # ours: auto (of the last layer only the class token, where that is exact) | plain
+        "COMPILE": False,  # ours: frozen image encoders of student and teacher run under torch.compile
         "CHANNELS_LAST": False,  # ours: convolutions of student and teacher keep the channels of a pixel together
         "IMAGE_CHECKPOINTING": False,  # ours: visual prompts' activations are computed again in the backward
     },

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import open_clip
@@ -11,7 +11,7 @@ from torch import Tensor, device, nn
 from dho_plugin.engine.views import Preprocess
 from dho_plugin.errors import CheckpointError, ConfigError
 from dho_plugin.models.clip_files import build_named, build_openai, first_line, is_openai, read_state
-from dho_plugin.models.image_encoder import ImagePath, encode_image, image_path
+from dho_plugin.models.image_encoder import ImagePath, compiled, encode_image, image_path
 from dho_plugin.models.mini import MINI_MODELS, load_mini
 from dho_plugin.models.names import Source, require_tag, resolve, weights_facts
 
@@ -34,6 +34,7 @@ class LoadedCLIP:
         preprocess: size, normalization and resize of its images.
         text_tower: how its text tower is run, MODEL.TEXT_TOWER: auto, plain, truncated or shared.
         image_tower: how its image tower is run, MODEL.IMAGE_TOWER: auto or plain.
+        compile: whether it runs under torch.compile, MODEL.COMPILE.
     """
 
     name: str
@@ -42,6 +43,7 @@ class LoadedCLIP:
     preprocess: Preprocess
     text_tower: str = "auto"
     image_tower: str = "auto"
+    compile: bool = False
 
     @property
     def scale(self) -> float:
@@ -75,7 +77,12 @@ class LoadedCLIP:
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Encode normalized images (B, 3, H, W) into features (B, D) that are not normalized."""
-        return encode_image(self.model, self.image_path, images)
+        return self._encoder(images)
+
+    @cached_property
+    def _encoder(self) -> Callable[[Tensor], Tensor]:
+        encode = partial(encode_image, self.model, self.image_path)
+        return compiled(encode, self.name) if self.compile else encode
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Encode tokens (N, context_length) int64 into features (N, D) that are not normalized."""
@@ -90,6 +97,7 @@ def load_clip(
     key: str = "MODEL.BACKBONE",
     text_tower: str = "auto",
     image_tower: str = "auto",
+    compile: bool = False,
 ) -> LoadedCLIP:
     """Load a CLIP by a host's or open_clip's name, from a local file or by its tag, frozen in fp32.
 
@@ -103,6 +111,7 @@ def load_clip(
         key: config prefix that messages name.
         text_tower: how its text tower is to run: auto, plain, truncated or shared.
         image_tower: how its image tower is to run: auto or plain.
+        compile: whether it is to run under torch.compile.
 
     Returns:
         The loaded CLIP on the CPU.
@@ -118,7 +127,7 @@ def load_clip(
         model = _from_file(Path(ckpt).expanduser(), source) if ckpt else _from_hub(source)
         tokenizer, preprocess = _tokenizer(model, source), _preprocess(model)
     model = model.float().eval().requires_grad_(False)
-    return LoadedCLIP(name, model, tokenizer, preprocess, text_tower, image_tower)
+    return LoadedCLIP(name, model, tokenizer, preprocess, text_tower, image_tower, compile)
 
 
 def _mini(name: str, tag: str, ckpt: str, key: str) -> tuple[nn.Module, Callable[..., Tensor], Preprocess]:

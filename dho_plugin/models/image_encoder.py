@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import open_clip
+import torch
 from open_clip.transformer import Transformer, VisionTransformer
 from torch import Tensor, nn
 
@@ -38,6 +40,25 @@ def encode_image(model: nn.Module, path: ImagePath, images: Tensor) -> Tensor:
         return model.encode_image(images)
     visual = model.visual
     return feature(visual, run_blocks(visual.transformer, visual._embeds(images), last=first_token).unsqueeze(1))
+
+
+def compiled(encode: Callable[[Tensor], Tensor], name: str) -> Callable[[Tensor], Tensor]:
+    """Return an encoder under torch.compile; where that fails, the encoder `name` says so and runs as it is."""
+    from torch._dynamo.exc import TorchDynamoException  # it imports a compiler
+
+    way = torch.compile(encode)
+
+    def run(images: Tensor) -> Tensor:
+        nonlocal way
+        try:
+            return way(images)
+        except TorchDynamoException as error:
+            reason = str(error).strip().partition("\n")[0]
+            print(f"MODEL.COMPILE: {name}'s image encoder cannot be compiled here and runs as it is: {reason}")
+            way = encode
+            return encode(images)
+
+    return run
 
 
 def feature(visual: VisionTransformer, tokens: Tensor) -> Tensor:

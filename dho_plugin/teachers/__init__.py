@@ -44,7 +44,7 @@ def load_teacher(cfg, student: LoadedCLIP) -> LoadedCLIP:
     if node.TYPE == "placebo":
         return student
     text = "plain" if cfg.MODEL.TEXT_TOWER == "plain" else "auto"  # other ways are forced on the student's prompts
-    ways = {"text_tower": text, "image_tower": cfg.MODEL.IMAGE_TOWER}
+    ways = {"text_tower": text, "image_tower": cfg.MODEL.IMAGE_TOWER, "compile": cfg.MODEL.COMPILE}
     clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, key="TRAINER.DHO.TEACHER", **ways)
     if cfg.MODEL.CHANNELS_LAST:
         channels_last(clip)

@@ -3,8 +3,9 @@
 import open_clip
 import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
-from dho_plugin.models.image_encoder import ImagePath, encode_image, image_path
+from dho_plugin.models.image_encoder import ImagePath, compiled, encode_image, image_path
 from dho_plugin.models.mini import MINI_MODELS, build_mini, mini_preprocess
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
@@ -123,3 +124,28 @@ def test_the_last_layer_works_for_the_class_token_alone():
     for path in (image_path(model), PLAIN):
         encode_image(model, path, IMAGES.double())
     assert rows == [3, 3 * 17]
+
+
+class FailingCompilerError(TorchDynamoException):
+    pass
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_an_encoder_that_cannot_be_compiled_says_so_once_and_runs_as_it_is(monkeypatch, capsys, works):
+    calls = []
+
+    def compile_(encode):
+        def run(images):
+            calls.append(len(images))
+            if not works:
+                raise FailingCompilerError("no compiler\nand many lines")
+            return 2 * encode(images)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    run = compiled(lambda images: images.sum(), "some-clip")
+    assert [run(torch.ones(3)), run(torch.ones(3))] == ([6, 6] if works else [3, 3])
+    assert calls == ([3, 3] if works else [3])
+    said = "MODEL.COMPILE: some-clip's image encoder cannot be compiled here and runs as it is: no compiler\n"
+    assert capsys.readouterr().out == ("" if works else said)
