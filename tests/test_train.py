@@ -51,7 +51,7 @@ def test_a_run_leaves_everything_that_is_promised(command, tmp_path, capsys):
     checkpoint = torch.load(tmp_path / "run/prompt_learner/model.pth.tar-3", weights_only=True)
     assert {"state_dict", "epoch", "optimizer", "scheduler", "val_result"} <= checkpoint.keys()
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert len(re.findall(r"^epoch \[\d/3\] data wait \d+\.\d% of the epoch$", log, re.MULTILINE)) == 3
+    assert len(re.findall(r"^data wait \d+\.\d% of the epoch$", log, re.MULTILINE)) == 3
     after = log[log.index("Finish training") :]
     last = re.findall(r"\* accuracy: ([\.\deE+-]+)%", after)[-1]
     assert float(last) == pytest.approx(run["metrics"]["val"]["accuracy"], abs=0.05)

@@ -195,7 +195,7 @@ class TrainerX(ModelStore, TrainingStreams, Stepping):
             clock.step_done()
             self.bar.update()
             self.report_step(losses, clock.batch, clock.data)
-        print(f"epoch [{self.epoch + 1}/{self.max_epoch}] {clock.epoch_line(self.cfg.DATALOADER.NUM_WORKERS)}")
+        print(clock.epoch_line(self.cfg.DATALOADER.NUM_WORKERS))
         self.update_lr()
 
     def report_step(self, losses: MetricMeter, batch_time: AverageMeter, data_time: AverageMeter) -> None:
