@@ -144,7 +144,9 @@ def meta_trainer(root: Path, name: str, config: str, *options: str):
     for module in (trainer.net, getattr(trainer.teacher, "model", None)):
         if module is not None:
             _to_meta(module)
-    trainer.model_backward_and_update = lambda loss, *_, **__: loss.backward()
+    # The loss, which has no value here, is not looked at, and no step is taken with the gradients.
+    name = "model_backward" if hasattr(trainer, "model_backward") else "model_backward_and_update"
+    setattr(trainer, name, lambda loss: loss.backward())
     return trainer
 
 

@@ -27,8 +27,24 @@ from dho_plugin.engine.data import ImageList
 from dho_plugin.engine.files import write_json
 from dho_plugin.engine.views import Preprocess
 
-SMALL = {"student": "Ti/32", "teacher": "Ti/48@336", "batch": 8, "steps": 12, "classes": 50, "workers": [0, 1, 2]}
-FULL = {"student": "B/16", "teacher": "L/14@336", "batch": 32, "steps": 60, "classes": 1000, "workers": [0, 4, 12]}
+SMALL = {
+    "student": "Ti/32",
+    "teacher": "Ti/48@336",
+    "batch": 8,
+    "steps": 12,
+    "classes": 50,
+    "workers": [0, 1, 2],
+    "beside": 1,
+}
+FULL = {
+    "student": "B/16",
+    "teacher": "L/14@336",
+    "batch": 32,
+    "steps": 60,
+    "classes": 1000,
+    "workers": [0, 4, 12],
+    "beside": 12,
+}
 CACHED = {
     "images for both": ("online", "online"),
     "teacher cached": ("cached", "online"),
@@ -49,7 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="steps of a measured epoch; default: 12 or 60")
     parser.add_argument("--classes", type=int, help="classes of four images; default: 50 or 1000")
     parser.add_argument("--workers", type=int, nargs="+", help="numbers of processes; default: 0 1 2, or 0 4 12")
-    parser.add_argument("--rounds", type=int, default=3, help="epochs of each way")
+    parser.add_argument("--beside", type=int, help="processes beside training steps; default: 1 on a CPU, 12 on a GPU")
+    parser.add_argument("--rounds", type=int, default=2, help="epochs of each way")
     return parser
 
 
@@ -156,15 +173,14 @@ def loader_rows(args: argparse.Namespace, root: Path) -> list[dict]:
 
 def wait_rows(args: argparse.Namespace, root: Path) -> list[dict]:
     """Measure what share of a step waits for data, of the plain way and of ours with more and more stored."""
+    trainers = {name: trainer_for(args, root, args.beside, *modes) for name, modes in CACHED.items()}
+    plain = trainers["images for both"]
+    streams = {"plain": both_streams(plain, args.steps, teacher=True)}
+    streams |= {name: trainer.streams for name, trainer in trainers.items()}
     rows = []
-    for workers in args.workers:
-        trainers = {name: trainer_for(args, root, workers, *modes) for name, modes in CACHED.items()}
-        streams = {name: trainer.streams for name, trainer in trainers.items()}
-        trainers["plain"] = next(iter(trainers.values()))
-        streams = {"plain": both_streams(trainers["plain"], args.steps, teacher=True), **streams}
-        for name, own in best(streams, trainers, args, learn=True).items():
-            step = own["seconds"] / (args.steps - 1)
-            rows.append({"step": name, "workers": workers, "step_s": step, "data_wait": own["waited"] / own["seconds"]})
+    for name, own in best(streams, {"plain": plain, **trainers}, args, learn=True).items():
+        step = own["seconds"] / (args.steps - 1)
+        rows.append({"step": name, "workers": args.beside, "step_s": step, "data_wait": own["waited"] / own["seconds"]})
     return rows
 
 
