@@ -45,14 +45,13 @@ class FeatureCaching:
 
         They are INPUT.VIEWS, or one a pass where there are fewer passes. The stream of all images comes first.
         """
-        data, batch = self.dataset, self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
-        streams = (
-            {"train_u": (data.train_x + data.train_u, self.unlabeled_batch_size())} if self.uses_unlabeled() else {}
-        )
-        streams |= {"train_x": (data.train_x, batch)}
+        data, streams = self.dataset, {}
+        if self.uses_unlabeled():
+            streams["train_u"] = data.train_x + data.train_u, self.unlabeled_batch_size()
+        streams["train_x"] = data.train_x, self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         passes = {name: -(-self.total_steps() * size // max(1, len(items))) for name, (items, size) in streams.items()}
-        return {name: (items, min(self.cfg.INPUT.VIEWS or passes[name], passes[name]))
-                for name, (items, _) in streams.items()}  # fmt: skip
+        views = {name: min(self.cfg.INPUT.VIEWS or count, count) for name, count in passes.items()}
+        return {name: (items, views[name]) for name, (items, _) in streams.items()}
 
     def views_needed(self) -> int:
         """Return how many views of an image the training shows."""
