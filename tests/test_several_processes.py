@@ -142,3 +142,20 @@ def test_a_batch_that_parts_cannot_share_is_refused(shared_command, tmp_path, ca
     message = capsys.readouterr().err
     assert "DATALOADER.TRAIN_X.BATCH_SIZE is 4" in message
     assert "allowed: 1, 2, 4" in message
+
+
+def test_the_processes_of_a_run_store_what_it_reads_together(shared_command, tmp_path, monkeypatch):
+    monkeypatch.setenv("DHO_CACHE", str(tmp_path / "cache"))
+    options = ("INPUT.VIEWS", "1", "DATALOADER.TEST.BATCH_SIZE", "3")
+    modes = ("TRAINER.DHO.TEACHER.MODE", "MODEL.FEATURES")
+    one = shared_command("CoOp_DHO", tmp_path / "one", *options, modes[0], "online", modes[1], "online")
+    two = shared_command("CoOp_DHO", tmp_path / "two", *options, modes[0], "fill", modes[1], "fill")
+    assert main(one) == 0
+    together(2, [two], tmp_path)
+    assert_close(tmp_path / "two", tmp_path / "one")
+    log = (tmp_path / "two/log.txt").read_text()
+    assert log.count("The teacher's features (train) are read from") == 1
+    assert log.count("The student's features (imagenet_r) are read from") == 1
+    stored = [path.name[:-22] for path in (tmp_path / "cache/features").iterdir()]
+    students = [f"imagenet-{part}-ViT-B_16" for part in ("train", *SETS)]
+    assert sorted(stored) == sorted([*students, "imagenet-train-ViT-L_14@336px"])
