@@ -110,15 +110,15 @@ def epoch(args: argparse.Namespace, root: Path, teacher: str, student: str) -> d
     modes = ("TRAINER.DHO.TEACHER.MODE", teacher, "MODEL.FEATURES", student)
     trainer = start(config(args, root, *modes))
     steps = args.steps if student == "online" else 1000  # many batches are read at once
-    waited, start = 0.0, 0.0
+    waited, begun = 0.0, 0.0
     for step in range(steps + 2):
         if step == 2:  # the first two warm up
-            waited, start = 0.0, synchronize(trainer.device)
+            waited, begun = 0.0, synchronize(trainer.device)
         before = time.perf_counter()
         batches = [next(stream) for stream in trainer.streams]
         waited += time.perf_counter() - before
         trainer.forward_backward(*batches)
-    spent = synchronize(trainer.device) - start
+    spent = synchronize(trainer.device) - begun
     each = trainer.num_batches
     return {"steps": each, "step_s": spent / steps, "epoch_s": each * spent / steps, "data_wait": waited / spent}
 
