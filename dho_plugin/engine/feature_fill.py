@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from dho_plugin.engine.feature_store import FeatureStore, Shard
 from dho_plugin.engine.image_sets import EvalDataset, ViewDataset
+from dho_plugin.engine.processes import rank
 from dho_plugin.errors import CacheError
 
 WAIT = 1.0  # seconds between two looks at what other processes have done
@@ -102,7 +103,8 @@ def fill(
     )  # fmt: skip
     own, total = 0, views * len(store)
     quiet = 0.1 if sys.stderr.isatty() else 30.0  # in a log file, a line every half minute
-    with tqdm(total=total, initial=_there(store, views), unit="image", desc=title, mininterval=quiet) as bar:
+    shown = {"unit": "image", "desc": title, "mininterval": quiet, "disable": rank() > 0}  # it counts what all have done
+    with tqdm(total=total, initial=_there(store, views), **shown) as bar:
         try:
             while store.missing(views):
                 before = own
