@@ -103,7 +103,7 @@ def fill(
     )  # fmt: skip
     own, total = 0, views * len(store)
     quiet = 0.1 if sys.stderr.isatty() else 30.0  # in a log file, a line every half minute
-    shown = {"unit": "image", "desc": title, "mininterval": quiet, "disable": rank() > 0}  # it counts what all have done
+    shown = {"unit": "image", "desc": title, "mininterval": quiet, "disable": rank() > 0}  # one for all
     with tqdm(total=total, initial=_there(store, views), **shown) as bar:
         try:
             while store.missing(views):
