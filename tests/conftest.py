@@ -439,3 +439,10 @@ def started():
         return trainer
 
     return build
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A cache of the test's own; return the folder of its feature stores."""
+    monkeypatch.setenv("DHO_CACHE", str(tmp_path / "own_cache"))
+    return tmp_path / "own_cache" / "features"

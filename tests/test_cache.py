@@ -22,10 +22,7 @@ PARTS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("DHO_CACHE", str(tmp_path / "own_cache"))
-    return tmp_path / "own_cache" / "features"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
@@ -40,14 +37,14 @@ def words(command):
     return build
 
 
-def shards(folder) -> dict[str, list]:
-    return {path.name[:-22]: sorted(path.glob("view*.npy")) for path in sorted(folder.iterdir())}
+def shards(own_cache) -> dict[str, list]:
+    return {path.name[:-22]: sorted(path.glob("view*.npy")) for path in sorted(own_cache.iterdir())}
 
 
-def test_everything_that_a_run_can_read_is_stored_and_said(words, folder, tmp_path, capsys):
+def test_everything_that_a_run_can_read_is_stored_and_said(words, own_cache, tmp_path, capsys):
     assert main(words("CoOp_DHO")) == 0
     out = capsys.readouterr().out
-    found = shards(folder)
+    found = shards(own_cache)
     assert set(found) == set(PARTS)
     for name, (images, views, dtype) in PARTS.items():
         arrays = [np.load(path) for path in found[name]]
@@ -72,9 +69,9 @@ def test_everything_that_a_run_can_read_is_stored_and_said(words, folder, tmp_pa
         ("ZeroshotCLIP", (), ["imagenet-val-ViT-B_16"]),
     ],
 )
-def test_what_is_stored(words, folder, trainer, flags, stored):
+def test_what_is_stored(words, own_cache, trainer, flags, stored):
     assert main(words(trainer, flags=("--views", "1", *flags))) == 0
-    assert sorted(shards(folder)) == stored
+    assert sorted(shards(own_cache)) == stored
 
 
 @pytest.mark.parametrize(
@@ -93,29 +90,29 @@ def test_what_is_stored(words, folder, trainer, flags, stored):
         ("CoOp", ("--views", "2", "--what", "tests"), "'tests' is not one of teacher, student"),
     ],
 )
-def test_slips_are_one_message(words, folder, capsys, trainer, flags, said):
+def test_slips_are_one_message(words, own_cache, capsys, trainer, flags, said):
     assert main(words(trainer, flags=flags)) == 2
     assert re.search(said, capsys.readouterr().err)
-    assert not folder.exists()
+    assert not own_cache.exists()
 
 
-def test_the_number_of_views_may_be_the_configs(words, folder):
+def test_the_number_of_views_may_be_the_configs(words, own_cache):
     assert main(words("CoOp_DHO", "INPUT.VIEWS", "3", flags=("--what", "teacher"))) == 0
-    assert [len(paths) for paths in shards(folder).values()] == [3]
+    assert [len(paths) for paths in shards(own_cache).values()] == [3]
 
 
-def test_a_disk_with_too_little_room_is_refused_before_anything_is_computed(words, folder, capsys, monkeypatch):
+def test_a_disk_with_too_little_room_is_refused_before_anything_is_computed(words, own_cache, capsys, monkeypatch):
     usage = namedtuple("usage", "total used free")
     assert main(words("CoOp_DHO", flags=("--views", "2", "--size"))) == 0
     assert "images x 2 views" in capsys.readouterr().out
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 7000, 7000))
     assert main(words("CoOp_DHO")) == 2
     assert re.search(r"(10|11)\.\d\d kB are needed and 7\.00 kB are free. Make room", capsys.readouterr().err)
-    assert not any(shards(folder).values())
+    assert not any(shards(own_cache).values())
     assert main(words("CoOp_DHO", flags=("--views", "2", "--what", "teacher"))) == 0  # 2 x 24 x 32 x 2 bytes
 
 
-def test_a_disk_that_fills_up_is_one_message_and_the_same_command_goes_on(words, folder, capsys, monkeypatch):
+def test_a_disk_that_fills_up_is_one_message_and_the_same_command_goes_on(words, own_cache, capsys, monkeypatch):
     import dho_plugin.engine.feature_store as module
 
     real = module.atomic_write
@@ -131,17 +128,17 @@ def test_a_disk_that_fills_up_is_one_message_and_the_same_command_goes_on(words,
     assert "No space left on device" in error
     assert "view001-00000.npy" in error
     monkeypatch.undo()
-    monkeypatch.setenv("DHO_CACHE", str(folder.parent))
+    monkeypatch.setenv("DHO_CACHE", str(own_cache.parent))
     assert main(words("CoOp_DHO")) == 0
     assert "teacher, train: complete, 24 features by this process" in capsys.readouterr().out
 
 
-def test_two_processes_fill_one_cache_and_one_of_them_may_be_killed(words, folder, monkeypatch):
+def test_two_processes_fill_one_cache_and_one_of_them_may_be_killed(words, own_cache, monkeypatch):
     line = words("CoOp_DHO", "DATALOADER.NUM_WORKERS", "0", flags=("--views", "40", "--what", "teacher"))
     start = [sys.executable, "-m", "dho_plugin.cache", "--batch-size", "2", *line]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [subprocess.Popen(start, stdout=subprocess.PIPE, text=True, env=env) for _ in range(2)]
-    while len(list(folder.glob("*/view*"))) < 3:
+    while len(list(own_cache.glob("*/view*"))) < 3:
         time.sleep(0.01)
     processes[0].send_signal(signal.SIGKILL)
     assert processes[0].wait() == -signal.SIGKILL
@@ -149,13 +146,13 @@ def test_two_processes_fill_one_cache_and_one_of_them_may_be_killed(words, folde
     processes[0].stdout.close()
     assert processes[1].returncode == 0
     assert 0 < int(re.search(r"complete, (\d+) features", out)[1]) <= 40 * 24
-    (paths,) = shards(folder).values()
+    (paths,) = shards(own_cache).values()
     assert len(paths) == 40
     assert main(line) == 0
     found = np.stack([np.load(path) for path in paths])
-    shutil.rmtree(folder)
+    shutil.rmtree(own_cache)
     assert main(line) == 0
-    (paths,) = shards(folder).values()
+    (paths,) = shards(own_cache).values()
     np.testing.assert_allclose(found, np.stack([np.load(path) for path in paths]), rtol=2e-3, atol=1e-4)
 
 

@@ -32,10 +32,7 @@ BOTH = ("TRAINER.DHO.TEACHER.MODE", "fill", "MODEL.FEATURES", "fill")
 CACHED = ("TRAINER.DHO.TEACHER.MODE", "cached", "MODEL.FEATURES", "cached")
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DHO_CACHE", str(tmp_path / "own_cache"))
-    return tmp_path / "own_cache" / "features"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
