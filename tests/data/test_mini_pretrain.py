@@ -26,6 +26,7 @@ from dho_plugin.data.mini.render import render
 from dho_plugin.data.mini.sets import SET_BY_NAME, adversarial_indices
 from dho_plugin.data.mini.world import A_LABELS
 from dho_plugin.models.mini import build_mini, mini_tokenizer
+from dho_plugin.models.mini.resnet import build_resnet
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(pretrain, "zero_shot", partial(pretrain.zero_shot, per_class=1))
     stages = (Stage(64, cropped=0.5, horizon=128), Stage(64, peak=1e-3))
     monkeypatch.setitem(pretrain.RECIPES, "student", Recipe(pretrain.STUDENT_NOISE, 32, stages))
+    monkeypatch.setitem(pretrain.RECIPES, "resnet", replace(pretrain.RECIPES["resnet"], batch=32))
 
 
 def test_training_writes_loadable_weights_that_repeat(tmp_path, quick, capsys):
@@ -110,6 +112,14 @@ def test_training_writes_loadable_weights_that_repeat(tmp_path, quick, capsys):
     assert {v.dtype for v in weights.values()} == {torch.float16, torch.int64}
     build_mini("mini-student").load_state_dict(weights)
     assert "zero-shot on training images" in capsys.readouterr().out
+
+
+def test_training_the_resnet_writes_its_trunk_alone(tmp_path, quick):
+    train("resnet", tmp_path, samples=64, corpus_size=4_000)
+    weights = safetensors.torch.load((tmp_path / "resnet.safetensors").read_bytes())
+    start = build_resnet()
+    assert start.load_state_dict({k: v.float() for k, v in weights.items()})
+    assert weights["bn1.num_batches_tracked"] == 2
 
 
 def test_a_killed_training_goes_on_after_the_last_whole_stage(tmp_path, quick):

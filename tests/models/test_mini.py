@@ -9,6 +9,7 @@ from dho_plugin.data.mini.sets import SET_BY_NAME
 from dho_plugin.data.mini.world import CLASSES
 from dho_plugin.errors import ConfigError, DataError
 from dho_plugin.models.mini import MINI_MODELS, build_mini, load_mini, mini_preprocess, mini_tokenizer
+from dho_plugin.models.mini.resnet import MINI_BACKBONES, build_mini_backbone
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +99,34 @@ def test_an_image_lies_nearer_to_its_class_than_to_a_sibling():
     logits = features @ model.encode_text(tokenizer(names), normalize=True).T
     own, other = logits.gather(1, shape[:, None]), logits.gather(1, siblings[shape][:, None])
     assert (own > other).float().mean() > 0.85
+
+
+@pytest.mark.parametrize("name", MINI_BACKBONES)
+def test_a_backbone_gives_features(name):
+    net, preprocess = build_mini_backbone(name)
+    assert preprocess == mini_preprocess("mini-student")
+    assert net(torch.randn(2, 3, 32, 32)).shape == (2, net.num_features) == (2, 128)
+    assert sum(p.numel() for p in net.parameters()) == 309_080
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+
+
+def test_an_unknown_backbone_lists_the_known_ones():
+    with pytest.raises(ConfigError, match="mini-resnet, mini-resnet-pretrained"):
+        build_mini_backbone("mini-vit")
+
+
+@torch.inference_mode()
+def test_the_pretrained_backbone_knows_more_than_the_random_one():
+    """Nearest class means of 8 training images a class, on 4 others."""
+    index = torch.arange(1200).numpy()
+    images = torch.from_numpy(render(SET_BY_NAME["train"].parameters(index))).permute(0, 3, 1, 2)
+    labels, accuracy = torch.arange(1200) % 100, {}
+    for name in MINI_BACKBONES:
+        torch.manual_seed(0)
+        net, preprocess = build_mini_backbone(name)
+        features = net.eval()(normalize(resize(images, preprocess.size), preprocess))
+        means = torch.stack([features[:800][labels[:800] == k].mean(0) for k in range(100)])
+        nearest = torch.cdist(features[800:], means).argmin(1)
+        accuracy[name] = (nearest == labels[800:]).float().mean().item()
+    assert accuracy["mini-resnet"] < 0.08
+    assert accuracy["mini-resnet-pretrained"] > accuracy["mini-resnet"] + 0.1

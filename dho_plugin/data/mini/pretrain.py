@@ -1,7 +1,8 @@
-"""Train the embedded CLIPs again from nothing: `python -m dho_plugin.data.mini.pretrain student|teacher --out DIR`.
+"""Train the embedded models again from nothing: `python -m dho_plugin.data.mini.pretrain NAME --out DIR`.
 
-Contrastive learning on generated image-caption pairs, without any label: the student on noisy captions that hardly
-use the task's class names, the teacher on a cleaner corpus. On one CPU core about a quarter of an hour and an hour.
+Contrastive learning on generated image-caption pairs, without any label: the student and the ResNet on noisy captions
+that hardly use the task's class names, the teacher on a cleaner corpus. On one CPU core about a quarter of an hour, an
+hour for the teacher.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from dho_plugin.engine.files import atomic_write
 from dho_plugin.engine.views import Preprocess
 from dho_plugin.errors import run_command
 from dho_plugin.models.mini import build_mini, mini_preprocess, mini_tokenizer
+from dho_plugin.models.mini.resnet import build_resnet_clip
 
 EVALUATIONS = 20
 
@@ -51,11 +53,18 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one of the two is trained: on which captions, with how many images a step, in which stages."""
+    """How one of them is trained: on which captions, with how many images a step, in which stages.
+
+    Attributes:
+        clip: the CLIP whose preprocessing and text tower it has.
+        part: the submodule whose weights ship; "" for the whole CLIP, which alone a second stage can start from.
+    """
 
     noise: CaptionNoise
     batch: int
     stages: tuple[Stage, ...]
+    clip: str = "mini-student"
+    part: str = ""
 
 
 # The teacher sees crops, too: it is asked about them when it distils. It takes a second cycle to get well ahead.
@@ -65,7 +74,9 @@ RECIPES = {
         TEACHER_NOISE,
         128,
         (Stage(559_104, cropped=1 / 3, horizon=800_000), Stage(576_000, peak=1.5e-3, cropped=1 / 6)),
+        clip="mini-teacher",
     ),
+    "resnet": Recipe(STUDENT_NOISE, 192, (Stage(900_000),), part="visual.trunk"),
 }
 
 
@@ -126,13 +137,18 @@ def save(model, path: Path) -> None:
     atomic_write(path, lambda file: file.write(content))
 
 
+def build(name: str) -> nn.Module:
+    """Return the CLIP that a recipe trains, with random weights."""
+    return build_resnet_clip() if name == "resnet" else build_mini(RECIPES[name].clip)
+
+
 def train(name: str, out: Path, *, samples: int = 0, corpus_size: int = CORPUS_SIZE, seed: int = 1, workers: int = 0):
-    """Train one of the two CLIPs and write `DIR/student.safetensors` or `DIR/teacher.safetensors`.
+    """Train one of the models and write `DIR/NAME.safetensors`, the weights that ship.
 
     A stage that is whole is kept as `DIR/NAME.stage1.safetensors`, and a killed run goes on after it.
 
     Args:
-        name: "student" or "teacher".
+        name: "student", "teacher" or "resnet".
         out: folder of the result; the corpus is kept in it for the other one.
         samples: images seen in one short cycle; 0 takes the recipe's stages.
         corpus_size: number of unique images.
@@ -155,7 +171,7 @@ def train(name: str, out: Path, *, samples: int = 0, corpus_size: int = CORPUS_S
 def _train_stage(name: str, corpus: Corpus, batch: int, stage: Stage, seed: int, start: Path | None, result: Path):
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    model, preprocess = build_mini(f"mini-{name}").train(), mini_preprocess(f"mini-{name}")
+    model, preprocess = build(name).train(), mini_preprocess(RECIPES[name].clip)
     words = nn.Linear(model.visual.output_dim, model.vocab_size)
     if start is not None:
         model.load_state_dict(safetensors.torch.load(start.read_bytes()))
@@ -169,11 +185,11 @@ def _train_stage(name: str, corpus: Corpus, batch: int, stage: Stage, seed: int,
         contrastive, bag = train_step(model, words, optimizer, images, tokens)
         if (step + 1) % max(1, steps // EVALUATIONS) == 0 or step + 1 == steps:
             _report(model, name, step + 1, contrastive, bag)
-            save(model, result)
+            save(model.get_submodule(RECIPES[name].part), result)
 
 
 def _report(model, name: str, step: int, contrastive: float, bag: float) -> None:
-    accuracies = ", ".join(f"{key} {value:.1f}" for key, value in zero_shot(model, f"mini-{name}").items())
+    accuracies = ", ".join(f"{key} {value:.1f}" for key, value in zero_shot(model, RECIPES[name].clip).items())
     scale = model.logit_scale.exp().item()
     tqdm.write(
         f"{time.strftime('%X')} {name} step {step}: contrastive {contrastive:.3f}, words {bag:.3f}, scale {scale:.1f}, "
