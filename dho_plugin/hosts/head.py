@@ -1,0 +1,91 @@
+"""The KD head beside a host's model: saved with its classes, cut to the classes of a test set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from dho_plugin.core.heads import build_head
+from dho_plugin.data.subsets import columns
+from dho_plugin.errors import CheckpointError, DataError
+
+
+class HostHead(nn.Module):
+    """A KD head that knows its classes; loading another run's weights takes over that run's classes.
+
+    Args:
+        kind: "linear" or "cosine".
+        feature_dim: D.
+        keys: C class keys, in label order: wnids where the data set has them.
+        zeta: CLIP's temperature.
+        init: (C, D) class features to start from, or None.
+        init_scale: length of a linear head's initial rows.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        feature_dim: int,
+        keys: Sequence[str],
+        zeta: float,
+        init: Tensor | None = None,
+        init_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.kind, self.feature_dim, self.zeta, self.keys = kind, feature_dim, zeta, list(keys)
+        self.head = build_head(kind, feature_dim, len(self.keys), zeta=zeta, init=init, init_scale=init_scale)
+        self.columns: Tensor | None = None  # of the classes that are asked for; None: all
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the logits (B, C) fp32 of features (B, D); of the chosen classes only where some are chosen."""
+        logits = self.head(features)
+        return logits if self.columns is None else logits[:, self.columns.to(logits.device)]
+
+    def choose(self, keys: Sequence[str]) -> None:
+        """Answer for these classes from now on.
+
+        Args:
+            keys: class keys of a test set in label order. Numbers 0, 1, ... (ImageNetV2's folders) are places.
+
+        Raises:
+            DataError: the head was not trained on one of the classes.
+        """
+        wanted = list(keys)
+        if wanted != self.keys and wanted == [str(number) for number in range(len(self.keys))]:
+            wanted = self.keys
+        try:
+            self.columns = None if wanted == self.keys else columns(self.keys, wanted)
+        except DataError as error:
+            raise DataError(
+                f"the KD head: {error}. Set TRAINER.DHO.ALPHA 1.0 to score the host's own head alone"
+            ) from error
+
+    def get_extra_state(self) -> dict:
+        """Return what is saved beside the weights."""
+        return {"keys": self.keys, "kind": self.kind}
+
+    def set_extra_state(self, state: dict) -> None:
+        """Take over a saved head's classes."""
+        self.keys = list(state["keys"])
+
+    def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):
+        """Load a run's head: one of another number of classes replaces this one.
+
+        Raises:
+            CheckpointError: it is another kind of head, or of another width.
+        """
+        saved = {key: value for key, value in state_dict.items() if isinstance(value, Tensor)}
+        kind = state_dict.get("_extra_state", {}).get("kind")
+        weight = saved.get("head.weight")
+        if kind != self.kind or weight is None or weight.shape[1] != self.feature_dim:
+            raise CheckpointError(
+                f"kd_head: the saved head is {kind!r} with weights {None if weight is None else tuple(weight.shape)}, "
+                f"this run's is {self.kind!r} on features of width {self.feature_dim}: set TRAINER.DHO.KD_HEAD and "
+                "MODEL.BACKBONE.NAME as they were"
+            )
+        if len(weight) != len(self.keys):
+            device = next(self.parameters()).device
+            self.head = build_head(self.kind, self.feature_dim, len(weight), zeta=self.zeta).to(device)
+        self.columns = None
+        return super().load_state_dict(state_dict, strict=True, assign=assign)
