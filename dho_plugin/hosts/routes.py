@@ -36,6 +36,7 @@ class Step:
         self.labeled, self.unlabeled, self.targets = labeled, unlabeled, targets
         self.joined = False  # the host's call of the encoder has begun
         self.used = False  # and its features have been seen
+        self.kd_backward = False  # the gradients that are computed just now are the KD loss's own
         self.loss_kd: Tensor | None = None
         self.parameter_grads: dict[nn.Parameter, Tensor] = {}  # route A, times the scale
         self.head_grads: list[Tensor] = []
@@ -138,7 +139,7 @@ class Route:
     def weigh(self, parameter: nn.Parameter, grad: Tensor) -> Tensor | None:
         """Return lambda times a parameter's gradient, with what route A has for it."""
         step = self.current
-        if step is None:
+        if step is None or step.kd_backward:
             return None
         grad = grad * self.dho.LAMBDA
         own = step.parameter_grads.pop(parameter, None)  # once, also where the host runs backward twice
@@ -185,8 +186,10 @@ class RouteA(Route):
             second = module(self.together(step, args[0]), *args[1:], **kwargs)
             loss = step.scale * self.kd(step, second.float())
             every = [*self.parameters, *self.head.parameters()]
+            step.kd_backward = True
             # The graph stays: learned prompts that the encoder was called with belong to the host's forward, too.
             grads = torch.autograd.grad(loss, every, retain_graph=True, allow_unused=True)
+            step.kd_backward = False
         own, to_head = grads[: len(self.parameters)], grads[len(self.parameters) :]
         step.parameter_grads = {p: g for p, g in zip(self.parameters, own, strict=True) if g is not None}
         step.head_grads = [grad / step.scale for grad in to_head]
