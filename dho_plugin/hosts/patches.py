@@ -135,6 +135,10 @@ def _stay_on_cpu() -> None:
     torch.Tensor.cuda = nn.Module.cuda = lambda self, *_, **__: self
 
 
+def _stay_in_fp32() -> None:
+    torch.Tensor.half = nn.Module.half = lambda self, *_, **__: self
+
+
 PATCHES = (
     Patch(
         "wilds",
@@ -171,6 +175,13 @@ PATCHES = (
         "some hosts call .cuda(), and there is no GPU: it then does nothing",
         lambda: not torch.cuda.is_available(),
         _stay_on_cpu,
+    ),
+    Patch(
+        "no-half",
+        "MaPLe and PromptSRC mix half and single precision unless PREC is fp16, in which a CPU is very slow: there is "
+        "no GPU, so .half() does nothing and all is computed in fp32",
+        lambda: not torch.cuda.is_available(),
+        _stay_in_fp32,
     ),
 )
 

@@ -45,6 +45,7 @@ class TrainerBase:
         for name in self.get_model_names():
             file = "model-best.pth.tar" if epoch is None else f"model.pth.tar-{epoch}"
             state = load_checkpoint(os.path.join(directory, name, file))["state_dict"]
+            state.pop("names", None)  # of the classes that were trained
             self._models[name].load_state_dict(state, strict=False)
 
     def set_model_mode(self, mode="train"):
