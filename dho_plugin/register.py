@@ -4,7 +4,8 @@ Nothing that a host's own trainers do is changed: names and keys are added, none
 """
 
 from dho_plugin.hosts.config import extend_defaults
+from dho_plugin.hosts.own import own_trainers
 from dho_plugin.hosts.registry import resolve_trainers
 
 extend_defaults()
-resolve_trainers({})
+resolve_trainers(own_trainers())

@@ -25,13 +25,16 @@ def add_missing(node: CfgNode, wanted: dict[str, Any]) -> None:
 
 
 def extend_defaults() -> None:
-    """Add our keys to Dassl's defaults: TRAINER.DHO, and the keys elsewhere that Dassl lacks.
+    """Add our keys to Dassl's defaults: TRAINER.DHO, our trainers' nodes, and the keys elsewhere that Dassl lacks.
+
+    A host's own extend_cfg comes later and puts its nodes in the place of ours.
 
     Raises:
         ConfigError: there is no Dassl.
     """
     defaults = dassl("dassl.config.defaults")._C
-    add_missing(defaults, {**DEFAULTS, "TRAINER": {"DHO": {**DEFAULTS["TRAINER"]["DHO"], "ROUTE": ROUTE}}})
+    add_missing(defaults, DEFAULTS)
+    add_missing(defaults.TRAINER.DHO, {"ROUTE": ROUTE})
 
 
 def check_dho(cfg) -> None:

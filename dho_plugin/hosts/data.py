@@ -19,7 +19,7 @@ from dho_plugin.hosts.protocol import dassl
 TEACHER_KEY = "img2"  # under which Dassl's wrapper stores what the second of two transforms returns
 
 
-def all_training_images(cfg, dataset: Any) -> list:
+def all_training_images(cfg, dataset: Any, held_out: Sequence[Any] | None = None) -> list:
     """Return D(l) and D(u) together: every training image of a host's data set, the labeled ones first.
 
     A host's data sets have no unlabeled images, so the set is built once more with DATASET.NUM_SHOTS -1.
@@ -27,6 +27,7 @@ def all_training_images(cfg, dataset: Any) -> list:
     Args:
         cfg: the host's config.
         dataset: its data set.
+        held_out: the images that nothing is learned from; default: the set's test and validation images.
 
     Raises:
         DataError: the "training" images are the test images, as in ImageNetV2, -Sketch, -A and -R.
@@ -39,8 +40,9 @@ def all_training_images(cfg, dataset: Any) -> list:
         unlabeled = dassl("dassl.data.datasets").build_dataset(everything).train_x
     labeled = {item.impath for item in dataset.train_x}
     pool = [item for item in unlabeled if item.impath not in labeled]
-    held_out = {item.impath for item in [*(dataset.test or []), *(dataset.val or [])]}
-    if shared := sum(item.impath in held_out for item in [*dataset.train_x, *pool]):
+    held_out = [*(dataset.test or []), *(dataset.val or [])] if held_out is None else held_out
+    forbidden = {item.impath for item in held_out}
+    if shared := sum(item.impath in forbidden for item in [*dataset.train_x, *pool]):
         raise DataError(
             f"{cfg.DATASET.NAME}: {shared} of its training images are test or validation images, too; nothing is "
             "learned from those. Train on a data set with training images of its own, such as ImageNet"
