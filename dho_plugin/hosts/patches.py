@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import io
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -100,10 +101,9 @@ def _read_schedulers() -> None:
     known = [dassl.ConstantWarmupScheduler, dassl.LinearWarmupScheduler]
     known += [optim.lr_scheduler.CosineAnnealingLR, optim.lr_scheduler.StepLR, optim.lr_scheduler.MultiStepLR]
     known += [optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop]
-    import collections
-
-    known += [collections.defaultdict, collections.OrderedDict, collections.Counter, dict]
-    torch.serialization.add_safe_globals(known)
+    # Its reader fills plain dicts only, and a momentum lies in a defaultdict.
+    plain = [(lambda *_: OrderedDict(), "collections.defaultdict"), dict]
+    torch.serialization.add_safe_globals([*known, *plain])
 
 
 def _successor_is_copied() -> bool:
