@@ -10,7 +10,14 @@ from dho_plugin.errors import ConfigError, DataError
 from dho_plugin.hosts.own import InHost, own_cfg
 from dho_plugin.train import build_parser, build_trainer, check_names, setup_cfg
 
-OPTIONS = ("TRAINER.LINEARPROBE.PREC", "fp32", "TEST.SHIFTED", "('ImageNetR', 'ImageNetV2')", "OPTIM.WEIGHT_DECAY", "0.0")
+OPTIONS = (
+    "TRAINER.LINEARPROBE.PREC",
+    "fp32",
+    "TEST.SHIFTED",
+    "('ImageNetR', 'ImageNetV2')",
+    "OPTIM.WEIGHT_DECAY",
+    "0.0",
+)
 
 
 @pytest.fixture(autouse=True)

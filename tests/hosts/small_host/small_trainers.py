@@ -160,3 +160,45 @@ class Parallel(Frozen):
 class StoredFeatures(Frozen):
     def loss(self, batch):
         return F.cross_entropy(self.model.logits(torch.ones(len(batch["img"]), D)), batch["label"])
+
+
+class ContextLearner(nn.Module):
+    def __init__(self, clip, names, tokenize, n_ctx):
+        super().__init__()
+        self.tokens = tokenize([" ".join(["X"] * n_ctx) + f" {name}." for name in names])
+        embedded = clip.token_embedding(self.tokens).detach()
+        self.ctx = nn.Parameter(0.02 * torch.randn(n_ctx, embedded.shape[-1]))
+        self.register_buffer("token_prefix", embedded[:, :1])
+        self.register_buffer("token_suffix", embedded[:, 1 + n_ctx :])
+
+    def forward(self):
+        ctx = self.ctx.expand(len(self.tokens), -1, -1)
+        return torch.cat([self.token_prefix, ctx, self.token_suffix], dim=1)
+
+
+class PromptedCLIP(nn.Module):
+    def __init__(self, clip, learner):
+        super().__init__()
+        self.prompt_learner, self.image_encoder, self.clip = learner, clip.visual, clip
+
+    def forward(self, images):
+        clip, learner = self.clip, self.prompt_learner
+        hidden = clip.transformer(learner() + clip.positional_embedding, attn_mask=clip.attn_mask)
+        ends = learner.tokens.argmax(-1)
+        text = clip.ln_final(hidden)[torch.arange(len(ends)), ends] @ clip.text_projection
+        image = self.image_encoder(images)
+        return clip.logit_scale.exp() * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).t()
+
+
+@TRAINER_REGISTRY.register()
+class ContextOnCLIP(Frozen):
+    """CoOp's model, by its formulas, on a CLIP that open_clip runs."""
+
+    def build_model(self):
+        from dho_plugin.models.clip import load_clip
+
+        loaded = load_clip(self.cfg.MODEL.BACKBONE.NAME, ckpt=self.cfg.MODEL.BACKBONE.CKPT)
+        learner = ContextLearner(loaded.model, self.dm.dataset.classnames, loaded.tokenizer, 4)
+        self.model, self.scaler = PromptedCLIP(loaded.model, learner), None
+        self.optim = build_optimizer(learner, self.cfg.OPTIM)
+        self.register_model("prompt_learner", learner, self.optim, build_lr_scheduler(self.optim, self.cfg.OPTIM))
