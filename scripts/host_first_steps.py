@@ -1,4 +1,4 @@
-"""Compare our CoOp_DHO with the host's own CoOp turned into its DHO version: weights, batches and settings are the same.
+"""Compare our CoOp_DHO with the host's own CoOp turned into its DHO version, on the same weights and batches.
 
 Run by scripts/try_hosts.sh through dho-host, in CoOp's folder: its arguments are those of the host's train.py.
 """

@@ -1,4 +1,4 @@
-"""Write what a trial of real hosts needs: a tiny ImageNet, -A and -R in CoOp's layout, and tiny CLIPs of random weights."""
+"""Write what a trial of real hosts needs: a tiny ImageNet, -A and -R in CoOp's layout, tiny CLIPs of random weights."""
 
 import math
 import sys

@@ -78,9 +78,9 @@ for trial in "${TRIALS[@]}"; do
   done
   mkdir -p "$WORK/resumed/$trainer"
   cp -r "$run" "$WORK/resumed/$trainer/seed1"
-  for part in "$WORK/resumed/$trainer/seed1/"*/checkpoint; do
-    echo model.pth.tar-2 >"$part"
-    rm "$(dirname "$part")/model.pth.tar-3"
+  for last in "$WORK/resumed/$trainer/seed1/"*/model.pth.tar-3; do
+    rm "$last"
+    [ ! -f "${last%/*}/checkpoint" ] || echo model.pth.tar-2 >"${last%/*}/checkpoint" # Dassl's note of the last one
   done
   host "$trainer.resumed" "$name" train.py "$config" imagenet "$WORK/resumed/$trainer/seed1" --trainer "$trainer"
   grep -q "will resume training" "$WORK/log/$trainer.resumed.txt" || die "$trainer was not resumed"

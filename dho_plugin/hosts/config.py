@@ -58,6 +58,10 @@ def check_dho(cfg) -> None:
     for key in ("BETA", "ETA"):
         if not dho[key] > 0:
             raise ConfigError(f"TRAINER.DHO.{key} is {dho[key]!r}; allowed: a number above 0")
+    if dho.TEACHER.MODE == "cached":
+        raise ConfigError(
+            "TRAINER.DHO.TEACHER.MODE cached: a host's views are drawn anew, nothing can be stored; use auto"
+        )
     if dho.SEARCH:
         raise ConfigError(
             "TRAINER.DHO.SEARCH is not supported for a host's own trainer: many hosts validate on test images. Set "

@@ -67,6 +67,7 @@ class HostDHO:
         route = choose_route(dho.get("ROUTE", "auto"), dho.LAMBDA)
         self.route = route(encoder, self.kd_head, optim, head_optim, dho, getattr(self, "scaler", None))
         encoder.register_forward_hook(self.tap)
+        self.half_weights = any(parameter.dtype is torch.float16 for parameter in encoder.parameters())
         self._average = WeightedSum({HEAD: self.kd_head})
         print(f"{type(self).__name__}: {self.host.__name__} with a {dho.KD_HEAD} KD head, {route.__name__}")
 
@@ -110,8 +111,8 @@ class HostDHO:
         further = next(self._images) if self._images is not None else None
         both = [batch] if further is None else [batch, further]
         shown = torch.cat([one[self._teacher_key] for one in both]).to(self.device)
-        amp = getattr(self, "scaler", None) is not None
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=amp and self.device.type == "cuda"):
+        half = getattr(self, "scaler", None) is not None or self.half_weights
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=half and self.device.type == "cuda"):
             features = self.teacher.model.features(shown)
         unlabeled = None if further is None else further["img"].to(self.device)
         return Step(len(batch["label"]), unlabeled, self.teacher.model(features))

@@ -78,7 +78,7 @@ def test_checkpoints_written_without_the_patch_are_read(scheduler, tmp_path):
     _, state = rates(scheduler, 3)
     torch.save(state, tmp_path / "state.pt")
     assert patch("checkpoints").needed()
-    with pytest.raises(Exception, match="ConstantWarmupScheduler|CosineAnnealingLR|weights_only"):
+    with pytest.raises(Exception, match=r"ConstantWarmupScheduler|CosineAnnealingLR|weights_only"):
         torch.load(tmp_path / "state.pt")
     patch("checkpoints").apply()
     assert not patch("checkpoints").needed()
@@ -194,7 +194,7 @@ def test_a_local_file_of_weights(monkeypatch, tmp_path):
 def test_a_host_without_clip(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "clip", None)
     (tmp_path / "tiny.pt").touch()
-    with pytest.raises(ConfigError, match="looked for the host's clip/clip.py"):
+    with pytest.raises(ConfigError, match=r"looked for the host's clip/clip\.py"):
         use_weights(str(tmp_path / "tiny.pt"))
 
 

@@ -179,6 +179,7 @@ def test_what_is_no_trainer_of_dassls(small_host):
         ("KD_HEAD", "square", r"TRAINER\.DHO\.KD_HEAD is 'square'"),
         ("SEARCH", "True", r"TRAINER\.DHO\.SEARCH is not supported"),
         ("ROUTE", "C", r"TRAINER\.DHO\.ROUTE is 'C'"),
+        ("TEACHER.MODE", "cached", r"TRAINER\.DHO\.TEACHER\.MODE cached"),
     ],
 )
 def test_wrong_settings(host_trainer, key, value, message):

@@ -3,11 +3,10 @@
 import copy
 
 import torch
-from torch import nn
-from torch.nn import functional as F
-
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
+from torch import nn
+from torch.nn import functional as F
 
 D = 32
 

@@ -81,7 +81,8 @@ class SimpleTrainer(TrainerBase):
 
     def train(self):
         self.before_train()
-        for self.epoch in range(self.start_epoch, self.max_epoch):
+        for epoch in range(self.start_epoch, self.max_epoch):
+            self.epoch = epoch
             self.run_epoch()
             self.after_epoch()
         self.after_train()
@@ -118,5 +119,6 @@ class TrainerX(SimpleTrainer):
     def run_epoch(self):
         self.set_model_mode("train")
         self.num_batches = len(self.train_loader_x)
-        for self.batch_idx, batch in enumerate(self.train_loader_x):
+        for batch_idx, batch in enumerate(self.train_loader_x):
+            self.batch_idx = batch_idx
             self.losses.append(self.forward_backward(batch))
