@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dho_plugin.core.heads import build_head
 from dho_plugin.data.subsets import columns
+from dho_plugin.engine.data import ClassInfo
 from dho_plugin.errors import CheckpointError, DataError
 
 
@@ -17,7 +18,7 @@ class HostHead(nn.Module):
     Args:
         kind: "linear" or "cosine".
         feature_dim: D.
-        keys: C class keys, in label order: wnids where the data set has them.
+        classes: C classes in label order; their keys are wnids where the data set has them.
         zeta: CLIP's temperature.
         init: (C, D) class features to start from, or None.
         init_scale: length of a linear head's initial rows.
@@ -27,14 +28,14 @@ class HostHead(nn.Module):
         self,
         kind: str,
         feature_dim: int,
-        keys: Sequence[str],
+        classes: Sequence[ClassInfo],
         zeta: float,
         init: Tensor | None = None,
         init_scale: float = 1.0,
     ):
         super().__init__()
-        self.kind, self.feature_dim, self.zeta, self.keys = kind, feature_dim, zeta, list(keys)
-        self.head = build_head(kind, feature_dim, len(self.keys), zeta=zeta, init=init, init_scale=init_scale)
+        self.kind, self.feature_dim, self.zeta, self.classes = kind, feature_dim, zeta, tuple(classes)
+        self.head = build_head(kind, feature_dim, len(classes), zeta=zeta, init=init, init_scale=init_scale)
         self.columns: Tensor | None = None  # of the classes that are asked for; None: all
 
     def forward(self, features: Tensor) -> Tensor:
@@ -51,11 +52,11 @@ class HostHead(nn.Module):
         Raises:
             DataError: the head was not trained on one of the classes.
         """
-        wanted = list(keys)
-        if wanted != self.keys and wanted == [str(number) for number in range(len(self.keys))]:
-            wanted = self.keys
+        wanted, own = list(keys), [info.key for info in self.classes]
+        if wanted == [str(number) for number in range(len(own))]:
+            wanted = own
         try:
-            self.columns = None if wanted == self.keys else columns(self.keys, wanted)
+            self.columns = None if wanted == own else columns(own, wanted)
         except DataError as error:
             raise DataError(
                 f"the KD head: {error}. Set TRAINER.DHO.ALPHA 1.0 to score the host's own head alone"
@@ -63,11 +64,11 @@ class HostHead(nn.Module):
 
     def get_extra_state(self) -> dict:
         """Return what is saved beside the weights."""
-        return {"keys": self.keys, "kind": self.kind}
+        return {"classes": [[info.key, info.name] for info in self.classes], "kind": self.kind}
 
     def set_extra_state(self, state: dict) -> None:
         """Take over a saved head's classes."""
-        self.keys = list(state["keys"])
+        self.classes = tuple(ClassInfo(*pair) for pair in state["classes"])
 
     def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):
         """Load a run's head: one of another number of classes replaces this one.
@@ -84,7 +85,7 @@ class HostHead(nn.Module):
                 f"this run's is {self.kind!r} on features of width {self.feature_dim}: set TRAINER.DHO.KD_HEAD and "
                 "MODEL.BACKBONE.NAME as they were"
             )
-        if len(weight) != len(self.keys):
+        if len(weight) != len(self.classes):
             device = next(self.parameters()).device
             self.head = build_head(self.kind, self.feature_dim, len(weight), zeta=self.zeta).to(device)
         self.columns = None

@@ -15,6 +15,7 @@ from dho_plugin.core.inference import interpolate
 from dho_plugin.dho_trainer import DHOTrainer
 from dho_plugin.engine.averaging import WeightedSum
 from dho_plugin.engine.data import ClassInfo
+from dho_plugin.engine.identity import check_classes
 from dho_plugin.errors import CheckpointError, ConfigError
 from dho_plugin.hosts.config import check_dho
 from dho_plugin.hosts.data import all_training_images, class_keys, show_teacher, unlabeled_stream
@@ -76,8 +77,7 @@ class HostDHO:
         dho, names = self.cfg.TRAINER.DHO, [info.name for info in self.classes]
         clip.model.to(self.device)
         init = class_features(clip, names, self.templates()).cpu() if dho.INIT == "language" else None
-        keys = [info.key for info in self.classes]
-        return HostHead(dho.KD_HEAD, clip.feature_dim, keys, clip.zeta, init, clip.scale)
+        return HostHead(dho.KD_HEAD, clip.feature_dim, self.classes, clip.zeta, init, clip.scale)
 
     def before_train(self) -> None:
         """Build the teacher and the stream of all training images, then let the host prepare its training."""
@@ -159,7 +159,8 @@ class HostDHO:
         """Resume host and head together.
 
         Raises:
-            CheckpointError: one of them is missing; Dassl would train from scratch without a word.
+            CheckpointError: one of them is missing, where Dassl would train from scratch without a word; or the head is
+                one of other classes.
         """
         names = self.get_model_names()
         missing = [name for name in names if not os.path.exists(os.path.join(directory, name))]
@@ -171,22 +172,8 @@ class HostDHO:
             )
         epoch = super().resume_model_if_exist(directory)
         if epoch:
-            self.check_head(directory)
+            check_classes(self.kd_head.get_extra_state()["classes"], self.classes, directory)
         return epoch
-
-    def check_head(self, directory: str) -> None:
-        """Check that a resumed head is one of this run's classes.
-
-        Raises:
-            CheckpointError: it is not.
-        """
-        own = [info.key for info in self.classes]
-        if self.kd_head.keys != own:
-            differ = [f"{a} there, {b} here" for a, b in zip(self.kd_head.keys, own, strict=False) if a != b][:3]
-            raise CheckpointError(
-                f"{directory}: its KD head was trained on {len(self.kd_head.keys)} classes, this run has {len(own)}; "
-                f"first differences: {'; '.join(differ) or 'only the number'}"
-            )
 
     def load_model(self, directory: str | Path, epoch: int | None = None) -> None:
         """Load a run for evaluation; the head answers for the classes of the data set that is evaluated.

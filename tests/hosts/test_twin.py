@@ -62,7 +62,8 @@ def test_a_resume_with_other_classes_is_refused(host_run, tmp_path, monkeypatch)
     host_run("Frozen_DHO", "run", "TEST.NO_TEST", "True")
     monkeypatch.setattr("dho_plugin.hosts.twin.class_keys", lambda items, names: ["a", "b", "c", "d"])
     with pytest.raises(
-        CheckpointError, match="trained on 4 classes, this run has 4; first differences: n01000000 there"
+        CheckpointError,
+        match=r"knows 4 classes, the data set 4; first differences: \('n01000000', 'thing number 0'\) there",
     ):
         host_run("Frozen_DHO", "run")
 
