@@ -47,7 +47,7 @@ host() {
   shift 6
   (
     cd "$HOSTS/$host"
-    PYTHONPATH=$PWD "$PYTHON" -W ignore -m dho_plugin.hosts --dassl "$HOSTS/Dassl.pytorch" --weights "$WORK/student.pt" \
+    PYTHONPATH=$PWD:${PYTHONPATH:-} "$PYTHON" -W ignore -m dho_plugin.hosts --dassl "$HOSTS/Dassl.pytorch" --weights "$WORK/student.pt" \
       "$script" --root "$WORK/data" --seed 1 --dataset-config-file "configs/datasets/$set.yaml" \
       --config-file "configs/trainers/$config.yaml" --output-dir "$out" "$@" "${COMMON[@]}" "${MORE[@]}"
   ) >"$log" 2>&1 || { tail -n 15 "$log"; die "failed, see $log"; }

@@ -37,17 +37,26 @@ def extend_defaults() -> None:
     add_missing(defaults.TRAINER.DHO, {"ROUTE": ROUTE})
 
 
+def require_dho(cfg) -> None:
+    """Check that a host's config has TRAINER.DHO.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    if "DHO" not in cfg.TRAINER:
+        raise ConfigError(
+            "the host's config has no TRAINER.DHO: import dho_plugin.register in its train.py, or start that with "
+            "dho-host. Dassl's own tools/train.py takes the node away again (clean_cfg): use another train.py"
+        )
+
+
 def check_dho(cfg) -> None:
     """Check TRAINER.DHO in a host's config.
 
     Raises:
         ConfigError: names the key, the value and what is allowed.
     """
-    if "DHO" not in cfg.TRAINER:
-        raise ConfigError(
-            "the host's config has no TRAINER.DHO: import dho_plugin.register in its train.py, or start that with "
-            "dho-host"
-        )
+    require_dho(cfg)
     dho = cfg.TRAINER.DHO
     choose_route(dho.get("ROUTE", ROUTE), dho.LAMBDA)
     check_choice("TRAINER.DHO.KD_HEAD", dho.KD_HEAD, ("cosine", "linear"))

@@ -17,6 +17,7 @@ from dho_plugin.engine.config import flatten, get_cfg_default
 from dho_plugin.engine.data import ClassInfo, DatasetBase, Datum, ImageList
 from dho_plugin.engine.registry import DATASET_REGISTRY, TRAINER_REGISTRY
 from dho_plugin.errors import ConfigError, DataError
+from dho_plugin.hosts.config import require_dho
 from dho_plugin.hosts.data import all_training_images, class_keys
 from dho_plugin.hosts.protocol import dassl, host_weights
 from dho_plugin.train import check_output, draw_seed
@@ -29,8 +30,9 @@ def own_cfg(host_cfg):
     """Return our config with a host's values where both have a key, frozen.
 
     Raises:
-        ConfigError: a key of DATASET that only our own data sets read is set.
+        ConfigError: TRAINER.DHO is missing, or a key of DATASET that only our own data sets read is set.
     """
+    require_dho(host_cfg)
     cfg = get_cfg_default()
     known = dict(flatten(cfg))
     for key, value in flatten(host_cfg):

@@ -1,6 +1,7 @@
 """`import dho_plugin.register` adds names and keys to a host, and changes nothing that is there."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,42 +10,40 @@ from yacs.config import CfgNode
 
 from dho_plugin.errors import ConfigError
 from dho_plugin.hosts import protocol
-from dho_plugin.hosts.config import add_missing
-from dho_plugin.hosts.own import InHost
+from dho_plugin.hosts.config import add_missing, check_dho
+from dho_plugin.hosts.own import InHost, own_cfg
 from dho_plugin.hosts.registry import resolve_trainers
 from dho_plugin.hosts.twin import HostDHO
 
-# Runs the small host's train.py, with or without the plugin, and prints exactly what training gives.
+# Runs the small host's train.py before and after the plugin is imported, and prints exactly what training gives.
 SCRIPT = """
-import json, runpy, sys
-with_plugin, sys.argv = sys.argv[1] == "plugin", sys.argv[2:]
-sys.path.insert(0, sys.argv[0].rpartition("/")[0])
-if with_plugin:
-    import dho_plugin.register
+import json, sys
+sys.path.insert(0, sys.argv[1])
 import train
-trainer = train.main(train.build_parser().parse_args())
-state = trainer.model.state_dict()
-print(json.dumps([[loss["loss"] for loss in trainer.losses], {k: v.tolist() for k, v in state.items()},
-                  [o.tolist() for o in trainer.outputs]]))
+
+def run(out):
+    trainer = train.main(train.build_parser().parse_args([*sys.argv[2:], "OUTPUT_DIR", sys.argv[1] + out]))
+    state = {k: v.tolist() for k, v in trainer.model.state_dict().items()}
+    return [[loss["loss"] for loss in trainer.losses], state, [o.tolist() for o in trainer.outputs]]
+
+runs = [run(".plain")]
+assert not any(name.startswith("dho_plugin") for name in sys.modules)
+import dho_plugin.register
+runs.append(run(".plugin"))
+print(json.dumps(runs))
 """
-
-
-def run(*words) -> str:
-    done = subprocess.run([sys.executable, "-W", "ignore", *map(str, words)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_a_hosts_own_trainer_gives_identical_numbers(small_host, host_root, tmp_path):
     line = ("--root", host_root, "--trainer", "Prompted", "DATASET.NAME", "ImageNet", "DATASET.NUM_SHOTS", "2")
-    line += ("DATALOADER.TRAIN_X.BATCH_SIZE", "4", "OUTPUT_DIR")
-    script = small_host.folder / "train.py"
-    found = [
-        json.loads(run("-c", SCRIPT, which, script, *line, tmp_path / which).splitlines()[-1])
-        for which in ("plugin", "plain")
-    ]
-    assert len(found[0][0]) == 4
-    assert found[0] == found[1]
+    line += ("DATALOADER.TRAIN_X.BATCH_SIZE", "4")
+    host = shutil.copytree(small_host.folder, tmp_path / "host")
+    words = [sys.executable, "-W", "ignore", "-c", SCRIPT, *map(str, (host, *line))]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    plain, with_plugin = json.loads(done.stdout.splitlines()[-1])
+    assert len(plain[0]) == 4
+    assert plain == with_plugin
 
 
 def test_names_and_keys_are_added(small_host):
@@ -133,7 +132,6 @@ def test_with_another_dassl(tmp_path, monkeypatch, code, message):
 
 
 def test_a_config_without_our_keys(small_host):
-    from dho_plugin.hosts.config import check_dho
-
-    with pytest.raises(ConfigError, match=r"no TRAINER\.DHO: import dho_plugin\.register in its train\.py"):
-        check_dho(CfgNode({"TRAINER": {}}))
+    for check in (check_dho, own_cfg):
+        with pytest.raises(ConfigError, match=r"no TRAINER\.DHO: import dho_plugin\.register in its train\.py"):
+            check(CfgNode({"TRAINER": {}}))
