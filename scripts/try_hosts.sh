@@ -39,7 +39,7 @@ WORK=${WORK:-$(mktemp -d)}
 mkdir -p "$WORK/log"
 [ -f "$WORK/teacher.pt" ] || "$PYTHON" scripts/host_world.py "$WORK"
 COMMON=(INPUT.SIZE "(32,32)" DATASET.NUM_SHOTS 2 OPTIM.MAX_EPOCH 3 TRAIN.CHECKPOINT_FREQ 1 DATALOADER.NUM_WORKERS 0
-  DATALOADER.TRAIN_U.SAME_AS_X False DATALOADER.TRAIN_U.BATCH_SIZE 8 TRAINER.DHO.TEACHER.CKPT "$WORK/teacher.pt")
+  OPTIM.LR 0.0002 DATALOADER.TRAIN_U.SAME_AS_X False DATALOADER.TRAIN_U.BATCH_SIZE 8 TRAINER.DHO.TEACHER.CKPT "$WORK/teacher.pt")
 
 # host LOG HOST SCRIPT CONFIG SET OUT WORD...: run a script of a host; what it prints goes into a log
 host() {
@@ -86,7 +86,7 @@ for trial in "${TRIALS[@]}"; do
   grep -q "will resume training" "$WORK/log/$trainer.resumed.txt" || die "$trainer was not resumed"
   [ "$(rate "$trainer")" = "$(rate "$trainer.resumed")" ] || die "$trainer was resumed with another learning rate"
   [ "$(accuracy "$trainer")" = "$(accuracy "$trainer.imagenet")" ] || die "$trainer: the evaluation gives another accuracy"
-  (cd "$HOSTS/$name" && PYTHONPATH=$HOSTS/Dassl.pytorch "$PYTHON" -W ignore parse_test_res.py "$WORK/run/$trainer") \
+  (cd "$HOSTS/$name" && PYTHONPATH=$HOSTS/Dassl.pytorch "$PYTHON" -W ignore parse_test_res.py --test-log "$WORK/run/$trainer") \
     >"$WORK/log/$trainer.parse.txt" 2>&1 || die "$name's parse_test_res.py cannot read $run/log.txt"
   echo "$trainer in $name $(git -C "$HOSTS/$name" rev-parse --short HEAD): val $(accuracy "$trainer"), A" \
     "$(accuracy "$trainer.imagenet_a"), R $(accuracy "$trainer.imagenet_r"), resumed $(accuracy "$trainer.resumed")" \
@@ -94,7 +94,7 @@ for trial in "${TRIALS[@]}"; do
 done
 
 if [[ $# -eq 0 || " $* " == *" first_steps "* ]]; then
-  MORE=(TRAINER.COOP.N_CTX 4 TRAINER.COOP.PREC fp32 OPTIM.WARMUP_EPOCH 0)
+  MORE=(TRAINER.COOP.N_CTX 4 TRAINER.COOP.PREC fp32 OPTIM.WARMUP_EPOCH 0 OPTIM.LR 0.002)
   host first_steps CoOp "$PWD/scripts/host_first_steps.py" CoOp/vit_b16_ep50 imagenet "$WORK/run/first_steps"
   grep "^first steps" "$WORK/log/first_steps.txt"
 fi
