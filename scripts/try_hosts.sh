@@ -41,7 +41,7 @@ mkdir -p "$WORK/log"
 COMMON=(INPUT.SIZE "(32,32)" DATASET.NUM_SHOTS 2 OPTIM.MAX_EPOCH 3 TRAIN.CHECKPOINT_FREQ 1 DATALOADER.NUM_WORKERS 0
   OPTIM.LR 0.0002 DATALOADER.TRAIN_U.SAME_AS_X False DATALOADER.TRAIN_U.BATCH_SIZE 8 TRAINER.DHO.TEACHER.CKPT "$WORK/teacher.pt")
 
-# host LOG HOST SCRIPT CONFIG SET OUT WORD...: run a script of a host; what it prints goes into a log
+# host LOG HOST SCRIPT CONFIG SET OUT WORD...: run a script in a host; what it prints goes into a log
 host() {
   local log=$WORK/log/$1.txt host=$2 script=$3 config=$4 set=$5 out=$6
   shift 6
@@ -93,10 +93,22 @@ for trial in "${TRIALS[@]}"; do
     "($((SECONDS - began)) s)"
 done
 
+# first_steps LOG HOST CONFIG WORD...: compare two ways to the same first steps, see host_first_steps.py
+first_steps() {
+  local log=first_steps.$1 name=$2 config=$3
+  shift 3
+  rm -rf "$WORK/run/$log"
+  host "$log" "$name" "$PWD/scripts/host_first_steps.py" "$config" imagenet "$WORK/run/$log" "$@"
+  echo "$* in $name: $(grep "^first steps" "$WORK/log/$log.txt")"
+}
+
 if [[ $# -eq 0 || " $* " == *" first_steps "* ]]; then
   MORE=(TRAINER.COOP.N_CTX 4 TRAINER.COOP.PREC fp32 OPTIM.WARMUP_EPOCH 0 OPTIM.LR 0.002)
-  host first_steps CoOp "$PWD/scripts/host_first_steps.py" CoOp/vit_b16_ep50 imagenet "$WORK/run/first_steps"
-  grep "^first steps" "$WORK/log/first_steps.txt"
+  first_steps coop CoOp CoOp/vit_b16_ep50 own
+  MORE=(TRAINER.MAPLE.PROMPT_DEPTH 2 OPTIM.WARMUP_EPOCH 0)
+  first_steps maple multimodal-prompt-learning MaPLe/vit_b16_c2_ep5_batch4_2ctx routes MaPLe_DHO
+  MORE=(TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION 2 TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT 2 OPTIM.WARMUP_EPOCH 0)
+  first_steps promptsrc PromptSRC "PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx" routes PromptSRC_DHO_twin
 fi
 for name in CoOp PromptSRC multimodal-prompt-learning Dassl.pytorch; do
   [ -z "$(git -C "$HOSTS/$name" status --porcelain --untracked-files=no)" ] || die "$HOSTS/$name was changed"
