@@ -1,6 +1,6 @@
 """Compare two ways to the same first steps in a real host: weights, batches and settings are the same.
 
-`own`: our CoOp_DHO and the host's own CoOp turned into its DHO version. `routes TRAINER`: a twin by route A and by route B.
+`own`: our CoOp_DHO and the host's own CoOp turned into its DHO version; `routes TRAINER`: a twin by route B and by A.
 Run by scripts/try_hosts.sh through dho-host: these words stand behind the flags of the host's train.py, in front of its
 KEY VALUE pairs.
 """
