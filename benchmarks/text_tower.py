@@ -8,16 +8,12 @@ the plain path some minutes on a CPU.
 import argparse
 import copy
 import json
-import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import open_clip
 import torch
+from common import NAMES, base_parser, flops, saved_bytes, seconds
 from tabulate import tabulate
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from dho_plugin.engine.views import Preprocess
 from dho_plugin.models.buckets import MOST_ON_A_GPU
@@ -30,20 +26,18 @@ from dho_plugin.models.text_paths import Plain, Truncated
 from dho_plugin.models.text_tower import TextTower
 from dho_plugin.models.zeroshot import class_features
 
-NAMES = open_clip.IMAGENET_CLASSNAMES
 COOP = {"n_ctx": 16, "depth": 1}
 PROMPTSRC = {"n_ctx": 4, "depth": 9}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = base_parser(__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--model", default="ViT-B-16-quickgelu", help="open_clip's name")
     parser.add_argument("--repeats", type=int, default=2, help="how often each time is taken")
     parser.add_argument("--bf16", action="store_true", help="take times and memory under autocast in bfloat16")
     parser.add_argument("--full", action="store_true", help="also at 500 classes, on a GPU at 1000 as well")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     return parser
 
 
@@ -87,44 +81,9 @@ def build_clip(name: str, device: str) -> LoadedCLIP:
     return LoadedCLIP(name, model, open_clip.get_tokenizer(name), Preprocess(224, (0.0,) * 3, (1.0,) * 3))
 
 
-def flops(prompted: Prompted) -> float:
+def counted(prompted: Prompted) -> int:
     """Count the FLOPs of forward and backward, without computing."""
-    with FlopCounterMode(display=False) as counter:
-        copy.deepcopy(prompted).to("meta").backward()
-    return counter.get_total_flops()
-
-
-def saved_bytes(prompted: Prompted) -> float:
-    """Return what the forward keeps for the backward, each storage counted once, weights and buffers not."""
-    own = {t.untyped_storage()._cdata for t in (*prompted.parameters(), *prompted.buffers())}
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        prompted()
-    return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
-
-
-def seconds(runs: list[Callable], device: str, repeats: int) -> list[float]:
-    """Return the median time of each run, taken in turns: CPU time of one thread, or a GPU's."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(repeats + (device != "cpu")):  # the first one on a GPU loads kernels
-        for taken, run in zip(times, runs, strict=True):
-            _wait(device)
-            before = clock()
-            run()
-            _wait(device)
-            taken.append(clock() - before)
-    return [statistics.median(taken[-repeats:]) for taken in times]
-
-
-def _wait(device: str) -> None:
-    if device != "cpu":
-        torch.accelerator.synchronize()
+    return flops(copy.deepcopy(prompted).to("meta").backward)
 
 
 def count_rows(tower: TextTower) -> list[dict]:
@@ -138,7 +97,7 @@ def count_rows(tower: TextTower) -> list[dict]:
     }
     rows = []
     for title, (options, kind, most, require, aim) in cases.items():
-        plain, fast = (flops(Prompted(tower, k, 1000, m, **options)) for k, m in ((Plain, None), (kind, most)))
+        plain, fast = (counted(Prompted(tower, k, 1000, m, **options)) for k, m in ((Plain, None), (kind, most)))
         rows.append(row(title, plain / 1e9, fast / 1e9, "GF", require, aim))
     return rows
 
@@ -158,7 +117,7 @@ def prompt_rows(tower: TextTower, classes: int, args: argparse.Namespace) -> lis
         title = f"{classes} classes" + (f", {most} buckets" if most else "")
         taken = seconds([whole_plain, fast.backward], args.device, args.repeats)
         rows.append(row(f"time, 16 tokens, {title}", *taken, "s", 15, 25))
-        kept = saved_bytes(plain) * parts / 1e6, saved_bytes(fast) / 1e6
+        kept = saved_bytes(plain, plain) * parts / 1e6, saved_bytes(fast, fast) / 1e6
         rows.append(row(f"activation memory, 16 tokens, {title}", *kept, "MB", 10, 18))
     return rows
 

@@ -8,31 +8,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
-from dho_plugin.errors import CacheError, ConfigError, run_command
+from dho_plugin.engine.processes import only_main_prints
+from dho_plugin.errors import ConfigError, run_command
 from dho_plugin.train import add_config_flags, build_trainer, check_names, setup_cfg
 
 ENCODERS = ("teacher", "student")
-
-
-class Part(NamedTuple):
-    """The features of one encoder for one list of images.
-
-    Attributes:
-        title: for messages.
-        wanted: what the features are.
-        store: where they go.
-        dataset: the images, in the order of the store's rows.
-        encode: images (B, 3, S, S) -> features (B, D).
-    """
-
-    title: str
-    wanted: object
-    store: object
-    dataset: object
-    encode: Callable
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,46 +51,39 @@ def encoders(args: argparse.Namespace, trainer) -> list[str]:
     Raises:
         ConfigError: the run has no such encoder, or one whose features change.
     """
-    can = {"teacher": trainer.dho, "student": trainer.student.storable}
-    asked = [word for word in ENCODERS if can[word]] if args.what is None else args.what.split(",")
+    student = trainer.student
+    can = {"teacher": trainer.dho, "student": student.storable or student.wants_frozen}
+    # Features that only the labeled images need are stored where they are asked for: a run stores its own (`fill`).
+    usual = [word for word in ENCODERS if can[word] and (word == "teacher" or student.storable)]
+    asked = usual if args.what is None else args.what.split(",")
     for word in asked:
         if word not in ENCODERS:
             raise ConfigError(f"--what {word!r} is not one of {', '.join(ENCODERS)}")
         if not can[word]:
             why = "it has no teacher" if word == "teacher" else "its image features change as it learns"
             raise ConfigError(f"--what {word}: {trainer.cfg.TRAINER.NAME} can read none, {why}")
+    if not asked and student.wants_frozen:
+        raise ConfigError(
+            f"{trainer.cfg.TRAINER.NAME} can read the frozen features of its labeled images alone: --what student "
+            "stores those of all images; MODEL.FEATURES fill lets the run store its own"
+        )
     if not asked:
         raise ConfigError(f"{trainer.cfg.TRAINER.NAME} can read no stored features: it has no frozen image encoder")
     return asked
 
 
-def parts(args: argparse.Namespace, trainer) -> Iterator[Part]:
+def parts(args: argparse.Namespace, trainer) -> Iterator:
     """Yield what is to be stored: the training images of each encoder, and a student's evaluations."""
-    from dho_plugin.caching import whole_parts
+    from dho_plugin.filling import part, whole_parts
 
     asked, (train, evaluated) = encoders(args, trainer), whole_parts(trainer)
     teacher = trainer.load_teacher() if trainer.dho else None  # also for the student: images are decoded for both
     for who in asked if len(train) and trainer.get_model_names() else ():
         clip = teacher if who == "teacher" else trainer.clip()
         yield part(trainer, who, "train", number_of_views(args, trainer), clip, train)
-    if "student" in asked:
+    if "student" in asked and trainer.student.storable:
         for name, items in evaluated.items():
             yield part(trainer, "student", name, 0, trainer.clip(), items)
-
-
-def part(trainer, who: str, name: str, views: int, clip, items) -> Part:
-    """Return one list of images, and all that is needed to store its features."""
-    import torch
-
-    wanted = trainer.wanted(who, name, views, clip)
-    dataset = trainer.fill_dataset(clip, items) if views else trainer.eval_dataset(items)
-
-    @torch.no_grad()
-    def encode(images):
-        with trainer.accelerator.autocast():
-            return clip.encode_image(images.to(trainer.device, non_blocking=True))
-
-    return Part(f"{who}, {name}", wanted, wanted.create(items), dataset, encode)
 
 
 def fill_all(args: argparse.Namespace, trainer) -> None:
@@ -117,35 +92,19 @@ def fill_all(args: argparse.Namespace, trainer) -> None:
     Raises:
         CacheError: the disk has too little room, or what is there is damaged.
     """
-    import shutil
-
-    from dho_plugin.engine.feature_fill import fill
+    from dho_plugin.filling import check_room, fill_part, size
 
     todo = list(parts(args, trainer))
-    rows = [(p, p.wanted.shown, p.store.room_needed(p.wanted.shown)) for p in todo]
-    for p, views, needed in rows:
+    for p in todo:
+        views, room, needed = p.wanted.shown, p.store.room(p.wanted.shown), p.store.room_needed(p.wanted.shown)
         print(f"{p.title}: {len(p.store):,} images x {views} views x {p.store.dim} {p.store.dtype}, "
-              f"{size(p.store.room(views))}, {size(needed)} of it to fill: {p.store.folder}")  # fmt: skip
-    total = sum(needed for *_, needed in rows)
-    free = shutil.disk_usage(todo[0].store.folder).free if todo else 0
+              f"{size(room)}, {size(needed)} of it to fill: {p.store.folder}")  # fmt: skip
     if args.size:
         return
-    if total > free:
-        raise CacheError(
-            f"{todo[0].store.folder.parent}: {size(total)} are needed and {size(free)} are free. Make room, store "
-            "fewer --views, or set DHO_CACHE to a folder on a larger disk"
-        )
-    workers, pin = trainer.cfg.DATALOADER.NUM_WORKERS, trainer.device.type == "cuda"
-    for p, views, _ in rows:
-        options = {"batch_size": args.batch_size, "workers": workers, "pin_memory": pin, "title": p.title}
-        own = fill(p.store, views, p.dataset, p.encode, **options)
+    check_room(todo)
+    for p in todo:
+        own = fill_part(trainer, p, args.batch_size)
         print(f"{p.title}: complete, {own:,} features by this process")
-
-
-def size(count: int) -> str:
-    """Return a number of bytes as a text."""
-    unit = max(0, min(4, (len(str(count)) - 1) // 3))
-    return f"{count / 1000**unit:.{2 if unit else 0}f} {('bytes', 'kB', 'MB', 'GB', 'TB')[unit]}"
 
 
 def run(args: argparse.Namespace) -> None:
@@ -156,13 +115,16 @@ def run(args: argparse.Namespace) -> None:
     """
     cfg = setup_cfg(args)
     check_names(cfg)
-    fill_all(args, build_trainer(cfg))
+    trainer = build_trainer(cfg)
+    fill_all(args, trainer)
+    trainer.accelerator.end_training()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     args = build_parser().parse_args(argv)
-    return run_command(lambda: run(args))
+    with only_main_prints():
+        return run_command(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -9,43 +9,58 @@ from typing import Any
 
 from dho_plugin.data.imagenet import data_root
 from dho_plugin.engine.config import dataset_label
-from dho_plugin.engine.data import DatasetBase, ImageList
+from dho_plugin.engine.data import ClassInfo, Datum, ImageList
+from dho_plugin.engine.evaluator import TestLogits
 from dho_plugin.engine.feature_lookup import Wanted, stores_named
 from dho_plugin.engine.feature_sets import FeatureBatches, StoredFeatures
+from dho_plugin.engine.feature_stream import features_in_order, training_features
 from dho_plugin.engine.fingerprint import weights_fingerprint
 from dho_plugin.engine.image_sets import ViewDataset
-from dho_plugin.engine.loaders import StepBatches, feature_loader, train_loader
-from dho_plugin.engine.registry import DATASET_REGISTRY
+from dho_plugin.engine.loaders import StepBatches
 from dho_plugin.engine.views import Preprocess
 from dho_plugin.errors import CacheError, ConfigError, NoCacheError
+from dho_plugin.filling import fill_for_run
 from dho_plugin.models.clip import LoadedCLIP
 
 COMMAND = "python -m dho_plugin.cache"
 MODE_KEYS = {"teacher": "TRAINER.DHO.TEACHER.MODE", "student": "MODEL.FEATURES"}
-BATCH_KEYS = {"teacher": "teacher_features", "student": "features"}
 
 
 class FeatureCaching:
     """The part of a DHO trainer that reads stored features in the place of running frozen encoders.
 
     Attributes:
-        stored: what the training reads, by "teacher" and "student", for the labeled images and the pool after them.
+        stored: what the training reads, by "teacher" and "student", then by stream.
     """
 
     def __init__(self, cfg):
-        self.stored: dict[str, StoredFeatures] = {}
+        self.stored: dict[str, dict[str, StoredFeatures]] = {}
         self._fingerprints: dict[str, str] = {}
         super().__init__(cfg)
 
     # What is wanted ---------------------------------------------------------------------------------------------
 
+    def shown(self) -> dict[str, tuple[ImageList, int]]:
+        """Return the images of each training stream, and how many views of them it shows.
+
+        They are INPUT.VIEWS, or one a pass where there are fewer passes. The stream of all images comes first.
+        """
+        data, streams = self.dataset, {}
+        if self.uses_unlabeled():
+            streams["train_u"] = data.train_x + data.train_u, self.unlabeled_batch_size()
+        streams["train_x"] = data.train_x, self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        passes = {name: -(-self.total_steps() * size // max(1, len(items))) for name, (items, size) in streams.items()}
+        views = {name: min(self.cfg.INPUT.VIEWS or count, count) for name, count in passes.items()}
+        return {name: (items, views[name]) for name, (items, _) in streams.items()}
+
     def views_needed(self) -> int:
-        """Return how many views of an image the training shows: INPUT.VIEWS, else one a pass."""
-        labeled, pool, loader = len(self.dataset.train_x), len(self.dataset.train_u), self.cfg.DATALOADER
-        streams = [(labeled, loader.TRAIN_X.BATCH_SIZE)]
-        streams += [(labeled + pool, self.unlabeled_batch_size())] if self.uses_unlabeled() else []
-        passes = max(-(-self.total_steps() * batch // max(1, n)) for n, batch in streams)
-        return min(self.cfg.INPUT.VIEWS or passes, passes)
+        """Return how many views of an image the training shows."""
+        return max(views for _, views in self.shown().values())
+
+    def images_shown(self) -> int:
+        """Return how many images all batches of the training have together."""
+        batches = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE + self.uses_unlabeled() * self.unlabeled_batch_size()
+        return self.total_steps() * batches
 
     def wanted(self, who: str, part: str, views: int, clip: LoadedCLIP) -> Wanted:
         """Return the features of an encoder that this run can read.
@@ -110,117 +125,114 @@ class FeatureCaching:
             CacheError: they are asked for and not there, or damaged.
             ConfigError: features are asked for of a student that has none to store.
         """
-        self.stored, items = {}, self.dataset.train_x
-        if self.uses_unlabeled():
-            items = items + self.dataset.train_u
+        self.stored, shown = {}, self.shown()
         if teacher is not None:
-            self._open("teacher", items, teacher)
-        if self.student_mode() != "online":
-            if teacher is None or "teacher" in self.stored:
-                self._open("student", items, self.clip())
-            elif self.student_mode() == "cached":
+            self._open("teacher", self.cfg.TRAINER.DHO.TEACHER.MODE, teacher, shown)
+        mode = self.student_mode(training=True)
+        if mode != self.cfg.MODEL.FEATURES == "fill":
+            print(f"MODEL.FEATURES fill: {type(self).__name__}'s image features change as it learns: they are computed")
+        if self.student.storable and teacher is not None and "teacher" not in self.stored:
+            if mode in ("cached", "fill"):
                 raise ConfigError(
-                    "MODEL.FEATURES cached: the teacher looks at the images (TRAINER.DHO.TEACHER.MODE), so they are "
-                    f"decoded all the same. Store its features, too: {COMMAND}, with this run's flags and options"
+                    f"MODEL.FEATURES {mode}: the teacher looks at the images (TRAINER.DHO.TEACHER.MODE), so they are "
+                    f"decoded all the same. Store its features, too: TRAINER.DHO.TEACHER.MODE fill, or {COMMAND} "
+                    "with this run's flags and options"
                 )
+            mode = "online"
+        self._open("student", mode, self.clip(), shown if self.student.storable else {"train_x": shown["train_x"]})
         if "teacher" in self.stored:
             self.teacher.model.drop_encoder()
 
-    def _open(self, who: str, items: ImageList, clip: LoadedCLIP) -> None:
-        if found := self.find(who, "train", self.views_needed(), clip, items):
-            self.stored[who] = found
+    def _open(self, who: str, mode: str, clip: LoadedCLIP, shown: dict[str, tuple[ImageList, int]]) -> None:
+        """Find an encoder's features for all streams, or for none of them."""
+        found = {}
+        for stream, (items, views) in shown.items():
+            if not views or (features := self.find(who, mode, "train", views, clip, items)) is None:
+                return
+            found[stream] = features
+        for folder in dict.fromkeys(features.store.folder for features in found.values()):
+            print(f"The {who}'s features (train) are read from {folder}")
+        self.stored[who] = found
 
-    def student_mode(self) -> str:
+    def student_mode(self, *, training: bool) -> str:
         """Return MODEL.FEATURES; "online" where the student's features change.
 
         Raises:
             ConfigError: they change, and stored ones are asked for.
         """
-        if self.student.storable or self.cfg.MODEL.FEATURES == "online":
-            return self.cfg.MODEL.FEATURES
-        if self.cfg.MODEL.FEATURES == "cached":
+        mode, student = self.cfg.MODEL.FEATURES, self.student
+        if student.storable or (training and student.wants_frozen):
+            return mode
+        if mode == "cached" and not student.wants_frozen:
             raise ConfigError(
                 f"MODEL.FEATURES is cached, but {type(self).__name__}'s image features change as it learns, or it "
-                "needs the images themselves; use auto or online"
+                "needs the images themselves; use auto, fill or online"
             )
         return "online"
 
-    def find(self, who: str, part: str, views: int, clip: LoadedCLIP, items: ImageList) -> StoredFeatures | None:
+    def find(
+        self, who: str, mode: str, part: str, views: int, clip: LoadedCLIP, items: ImageList
+    ) -> StoredFeatures | None:
         """Return the stored features of some images, or None where the encoder is to look at them.
 
         Raises:
-            CacheError: they are asked for and not there, or damaged.
+            CacheError: they are asked for and not there, or damaged, or the disk has no room for them.
         """
-        mode = self.student_mode() if who == "student" else self.cfg.TRAINER.DHO.TEACHER.MODE
         if mode == "online" or not len(items):
             return None
         if mode == "auto" and not stores_named(self.store_name(part, clip)):
             return None  # before the weights' fingerprint, which takes a second
+        wanted = self.wanted(who, part, views, clip)
         try:
-            found = self.wanted(who, part, views, clip).find(items)
+            return wanted.find(items)
         except NoCacheError as error:
             if mode == "auto":
                 print(f"The {who}'s features ({part}) are computed: {error}")
                 return None
-            flags = f" --views {views}" if views else ""
-            hint = f"Fill it: {COMMAND}{flags}, with this run's flags and options, or set {MODE_KEYS[who]} auto"
-            raise CacheError(f"{MODE_KEYS[who]} cached: {error}. {hint}") from error
-        print(f"The {who}'s features ({part}) are read from {found.store.folder}")
-        return found
+            if mode == "cached":
+                flags = f" --views {views}" if views else ""
+                hint = f"Fill it: {COMMAND}{flags}, with this run's flags and options, or set {MODE_KEYS[who]} fill"
+                raise CacheError(f"{MODE_KEYS[who]} cached: {error}. {hint}, or auto to compute them") from error
+        fill_for_run(self, who, part, views, clip, items)
+        return wanted.find(items)
 
     # Where they are read ----------------------------------------------------------------------------------------
 
     def train_batches(self, items: ImageList, batches: StepBatches) -> Iterable[dict]:
         """Return the batches of a stream: images, stored features, or the student's images beside the teacher's."""
-        # Of the labeled images and the pool after them a stream shows the former, or both.
-        parts = {who: StoredFeatures(found.store, found.rows[: len(items)]) for who, found in self.stored.items()}
-        stored = {BATCH_KEYS[who]: features for who, features in parts.items()}
+        # Of a student that learns below its features, only what it is held near is stored.
+        keys = {"teacher": "teacher_features", "student": "features" if self.student.storable else "features_frozen"}
+        streams = {keys[who]: found for who, found in self.stored.items()}
+        stored = {key: found[batches.stream] for key, found in streams.items() if batches.stream in found}
         if not stored:
             return super().train_batches(items, batches)
-        if "student" in self.stored:
+        if "features" in stored:
             unreadable = "next" if self.cfg.DATASET.UNREADABLE == "skip" else "error"
-            return self.feature_batches(FeatureBatches(items, stored, unreadable=unreadable), batches)
+            return training_features(FeatureBatches(items, stored, unreadable=unreadable), batches, self.device)
+        models = self.student_preprocess, None if "teacher_features" in stored else self.teacher_preprocess
         options = {"views": self.view_spec(), "size": self.decoded_for(), "stored": stored, **self.reading()}
-        dataset = ViewDataset(items, self.student_preprocess, **options)
-        return train_loader(dataset, batches, workers=self.cfg.DATALOADER.NUM_WORKERS, device=self.device)
+        return self.loaded(ViewDataset(items, *models, **options), batches)
 
     def fill_dataset(self, clip: LoadedCLIP, items: ImageList) -> ViewDataset:
         """Return the training images as an encoder sees them, decoded as the training decodes them."""
         options = {"views": self.view_spec(), "size": self.decoded_for(), **self.reading()}
         return ViewDataset(items, clip.preprocess, **options)
 
+    def head_logits(self, items: Sequence[Datum], classes: Sequence[ClassInfo], title: str) -> TestLogits:
+        """Run the model over images, as `HeadEvaluation` does; features that are to be stored are stored first.
+
+        Here, where all images are known: a process may evaluate a share of them.
+        """
+        if (mode := self.student_mode(training=False)) == "fill":
+            self.find("student", mode, title, 0, self.clip(), ImageList.of(items))
+        return super().head_logits(items, classes, title)
+
     def eval_batches(self, items: ImageList, title: str) -> Iterable[dict]:
         """Return the batches of an evaluation: images, or a frozen student's stored features."""
-        found = self.find("student", title, 0, self.clip(), items)
+        found = self.find("student", self.student_mode(training=False), title, 0, self.clip(), items)
         if found is None:
             return super().eval_batches(items, title)
+        print(f"The student's features ({title}) are read from {found.store.folder}")
         unreadable = "mark" if self.cfg.DATASET.UNREADABLE == "skip" else "error"
-        batches = FeatureBatches(items, {BATCH_KEYS["student"]: found}, unreadable=unreadable)
-        return self.feature_batches(batches, batches.in_order(self.cfg.DATALOADER.TEST.BATCH_SIZE))
-
-    def feature_batches(self, dataset: FeatureBatches, keys: StepBatches | Sequence[list]) -> Iterable[dict]:
-        """Return batches of stored features."""
-        return feature_loader(dataset, keys, workers=self.cfg.DATALOADER.NUM_WORKERS, device=self.device)
-
-
-def whole_config(cfg):
-    """Return a run's config with all training images, whatever is labeled, and all classes.
-
-    So one cache serves all shots, seeds, percentages and halves of the classes.
-    """
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.DATASET.NUM_SHOTS, cfg.DATASET.LABELED_PERCENT, cfg.DATASET.NUM_VAL_SHOTS = -1, 0.0, 0
-    cfg.DATASET.SUBSAMPLE_CLASSES = "all"
-    cfg.freeze()
-    return cfg
-
-
-def whole_parts(trainer: FeatureCaching) -> tuple[ImageList, dict[str, ImageList]]:
-    """Return all training images of a run's data, and the images of its evaluations by the names of their features."""
-    cfg = whole_config(trainer.cfg)
-    whole: DatasetBase = DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
-    # Validation images that are taken from the training images are those of this run's shots.
-    parts = {"validation": whole.val if len(whole.val) else trainer.dataset.val}
-    parts |= {one.test_name: one.test for one in (whole, *trainer.shifted_sets(cfg), *whole.extra_tests)}
-    return whole.train_x + whole.train_u, {name: items for name, items in parts.items() if len(items)}
+        batches = FeatureBatches(items, {"features": found}, unreadable=unreadable)
+        return features_in_order(batches, self.cfg.DATALOADER.TEST.BATCH_SIZE, self.device)

@@ -13,11 +13,13 @@ from dho_plugin.core.heads import LinearHead, build_head
 from dho_plugin.core.losses import dho_loss
 from dho_plugin.engine.checkpoint import load_checkpoint, model_path
 from dho_plugin.engine.data import ClassInfo
+from dho_plugin.engine.device import prepared
 from dho_plugin.engine.optim import build_lr_scheduler, build_optimizer
 from dho_plugin.engine.trainer import TrainerXU
 from dho_plugin.errors import ConfigError
 from dho_plugin.evaluation import HeadEvaluation
 from dho_plugin.models.clip import LoadedCLIP, load_clip
+from dho_plugin.models.image_tower import channels_last, checkpoint_images
 from dho_plugin.models.student import DualHeadNet, Student
 from dho_plugin.models.templates import templates_for
 from dho_plugin.models.text_tower import checkpoint_text
@@ -71,10 +73,15 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
     def clip(self) -> LoadedCLIP:
         """Return the student's CLIP, loaded once."""
         if self._clip is None:
-            node, text_tower = self.cfg.MODEL.BACKBONE, self.cfg.MODEL.TEXT_TOWER
-            self._clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, text_tower=text_tower)
-            if self.cfg.MODEL.TEXT_CHECKPOINTING:
+            cfg, node = self.cfg.MODEL, self.cfg.MODEL.BACKBONE
+            ways = {"text_tower": cfg.TEXT_TOWER, "image_tower": cfg.IMAGE_TOWER, "compile": cfg.COMPILE}
+            self._clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, **ways)
+            if cfg.TEXT_CHECKPOINTING:
                 checkpoint_text(self._clip)
+            if cfg.IMAGE_CHECKPOINTING:
+                checkpoint_images(self._clip)
+            if cfg.CHANNELS_LAST:
+                channels_last(self._clip)
             self._clip.model.to(self.device)  # before its class features: thousands of prompts are slow on a CPU
         return self._clip
 
@@ -83,10 +90,11 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
         clip = self.clip()
         self.student_preprocess = clip.preprocess
         self.student = self.build_student(clip, self.classes)
+        print(f"Image tower: {clip.image_path.name} ({clip.image_path.reason})")
         if self.student.text_path is not None:
             print(f"Text tower: {self.student.text_path.name} ({self.student.text_path.reason})")
         self.kd_head = self.build_kd_head(clip) if self.dho else None
-        self.net = self.accelerator.prepare(DualHeadNet(self.student, self.kd_head).to(self.device))
+        self.net = prepared(DualHeadNet(self.student, self.kd_head).to(self.device), self.accelerator)
         for name, module in self.student.learnable().items():
             self.register_learnable(name, module, self.cfg.OPTIM)
         if self.dho:
@@ -154,9 +162,22 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
 
     def forward_backward(self, batch_x: dict, batch_u: dict | None = None) -> dict[str, float | Tensor]:
         """Take one DHO step (DHO, Algorithm 1, lines 7 to 25) and return its losses and accuracy."""
+        summaries = []
+        self.model_zero_grad()
+        for part, context in self.parts([batch_x] if batch_u is None else [batch_x, batch_u]):
+            with context:
+                loss, summary = self.loss(*part)
+                self.model_backward(loss / self.cfg.TRAIN.ACCUMULATION)
+            summaries.append(summary)
+        self.model_update()
+        return {key: sum(one[key].detach() for one in summaries) / len(summaries) for key in summaries[0]}
+
+    def loss(self, batch_x: dict, batch_u: dict | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return lambda * (CE + the method's own loss) + (1 - lambda) * KD of some images, and what the log shows."""
         labels, n = batch_x["label"], len(batch_x["label"])
         both = [batch_x] if batch_u is None else [batch_x, batch_u]
-        logits_ce, logits_kd, extra = self.net(joined(both, "img"), n, joined(both, "features"))
+        frozen = batch_x.get("features_frozen")
+        logits_ce, logits_kd, extra = self.net(joined(both, "img"), n, joined(both, "features"), frozen)
         dho, targets = self.cfg.TRAINER.DHO, self.teacher_logits(both)
         kd, unlabeled = (None, None, None, None), batch_u is not None
         if logits_kd is not None:
@@ -164,10 +185,9 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
         lambda_ = dho.LAMBDA if self.dho else 1.0
         loss = dho_loss(logits_ce, labels, *kd, lambda_=lambda_, eta=dho.ETA, eta2=dho.KD_ETA2)
         total = loss.total if extra is None else loss.total + lambda_ * extra
-        self.model_backward_and_update(total)
         summary = {"loss": total, "acc": 100 * (logits_ce.argmax(1) == labels).float().mean()}
         summary |= {"loss_ce": loss.ce, "loss_kd": loss.kd} if self.dho else {}
-        return summary if extra is None else {**summary, "loss_extra": extra}
+        return total, summary if extra is None else {**summary, "loss_extra": extra}
 
     def teacher_logits(self, batches: Sequence[dict]) -> Tensor | None:
         """Return the teacher's logits (B + B', C) on the same views, or None without a teacher."""

@@ -4,10 +4,13 @@ import errno
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 
 # What the machine may refuse although the command is right.
 _DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+LATER = 5.0  # seconds by which the main process of a run speaks first
 
 
 class DHOError(Exception):
@@ -59,7 +62,7 @@ def run_command(command: Callable[[], None]) -> int:
     try:
         command()
     except DHOError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        _say(f"{type(error).__name__}: {error}")
         return error.exit_code
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it flushes
@@ -68,9 +71,17 @@ def run_command(command: Callable[[], None]) -> int:
         if error.errno not in _DISK_ERRNOS:
             raise
         hint = "Make room or choose another folder, then run the same command again: it goes on where it stopped"
-        print(f"{type(error).__name__}: {error}. {hint}", file=sys.stderr)
+        _say(f"{type(error).__name__}: {error}. {hint}")
         return 2
     except KeyboardInterrupt:
         print("Interrupted. What is complete is kept; the same command goes on from there", file=sys.stderr)
         return 130
     return 0
+
+
+def _say(message: str) -> None:
+    """Print an error; of a run on several processes the main one's, or that of the only process that has it."""
+    if rank := int(os.environ.get("RANK", "0")):  # torchrun's
+        time.sleep(LATER)  # an error of all processes has then ended the main one, and torchrun ends this one
+        message = f"process {rank}: {message}"
+    print(message, file=sys.stderr)

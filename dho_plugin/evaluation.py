@@ -18,6 +18,7 @@ from dho_plugin.engine.files import atomic_write, read_json, write_json
 from dho_plugin.engine.image_sets import EvalDataset
 from dho_plugin.engine.loaders import eval_loader
 from dho_plugin.engine.logger import peak_memory_mb, versions
+from dho_plugin.engine.processes import gather_rows, share
 from dho_plugin.engine.registry import DATASET_REGISTRY
 from dho_plugin.errors import ConfigError, DataError
 
@@ -31,7 +32,7 @@ class HeadEvaluation:
 
     def model_inference(self, images: Tensor) -> Tensor:
         """Return log p of Eq. 11, (B, C) float32, for images (B, 3, H, W)."""
-        logits_ce, logits_kd, _ = self.net(images)
+        logits_ce, logits_kd, _ = self.accelerator.unwrap_model(self.net)(images)
         return interpolate(logits_ce, logits_kd, *self.mixing()).log()
 
     def mixing(self) -> tuple[float, float]:
@@ -51,25 +52,31 @@ class HeadEvaluation:
     def head_logits(self, items: Sequence[Datum], classes: Sequence[ClassInfo], title: str) -> TestLogits:
         """Run the model over images once and keep both heads' logits, cut to the columns of `classes`, as float16.
 
+        Each process takes its share of the images, and all of them get all logits.
+
         Raises:
             DataError: the model was not trained on one of the classes.
         """
-        self.net.eval()
+        net = self.accelerator.unwrap_model(self.net).eval()
         keep = columns([c.key for c in self.classes], [c.key for c in classes]).to(self.device)
-        batches = self.eval_batches(ImageList.of(items), title)
+        mine = ImageList.of(items)[share(len(items), self.accelerator)]
         ce, labels = (
-            torch.empty(len(items), len(classes), dtype=torch.float16),
-            torch.empty(len(items), dtype=torch.int64),
+            torch.empty(len(mine), len(classes), dtype=torch.float16),
+            torch.empty(len(mine), dtype=torch.int64),
         )
         kd, done = None if self.kd_head is None else torch.empty_like(ce), 0
-        for batch in tqdm(batches, desc=title, unit="batch", disable=None):
+        hide = None if self.accelerator.is_main_process else True
+        for batch in tqdm(self.eval_batches(mine, title), desc=title, unit="batch", disable=hide):
             rows = slice(done, done + len(batch["label"]))
             done = rows.stop
             on = self.to_device(batch)
-            logits_ce, logits_kd, _ = self.net(on.get("img"), None, on.get("features"))
+            logits_ce, logits_kd, _ = net(on.get("img"), None, on.get("features"))
             ce[rows], labels[rows] = compact(logits_ce[:, keep]), batch["label"]
             if kd is not None:
                 kd[rows] = compact(logits_kd[:, keep])
+        ce, labels, kd = (
+            None if rows is None else gather_rows(rows, len(items), self.accelerator) for rows in (ce, labels, kd)
+        )
         return TestLogits(ce, kd, labels, tuple(c.name for c in classes))
 
     def evaluate(self, dataset: DatasetBase) -> dict[str, float]:
@@ -204,6 +211,8 @@ class HeadEvaluation:
             "metrics": self.metrics,
             "config_name": self.config_name,
             "seconds": round(self.elapsed(), 1),
+            "processes": self.accelerator.num_processes,
+            "data_wait": self.clock.summary(),
             "peak_memory_mb": round(peak_memory_mb(self.device), 1),
             "versions": versions(),
             "config": as_plain(self.cfg),

@@ -21,6 +21,7 @@ from dho_plugin.engine.config import (
     without_effect,
 )
 from dho_plugin.engine.files import read_json
+from dho_plugin.engine.processes import agreed, only_main_prints
 from dho_plugin.errors import ConfigError, run_command
 
 # Flags that set one config key each.
@@ -169,8 +170,6 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         DHOError: anything that the user can mend.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("one run on several processes (torchrun) is not supported yet: start one process a run")
     cfg = setup_cfg(args)
     if skipped(args, cfg):
         return
@@ -179,14 +178,27 @@ def run(args: argparse.Namespace) -> None:
     from dho_plugin.engine.logger import locked, logged_to  # here: skipping a complete run must not wait for torch
 
     with locked(cfg.OUTPUT_DIR):
-        if skipped(args, cfg):  # another process may have finished it in the meantime
+        cfg, complete = agree(cfg, skipped(args, cfg))  # another process may have finished it in the meantime
+        if complete:
             return
         with logged_to(cfg.OUTPUT_DIR):
             carry_out(args, cfg)
 
 
+def agree(cfg, complete: bool):
+    """Return the config with the main process's seed, and whether it found the run complete, on all processes."""
+    from dho_plugin.engine.device import on_cpu
+
+    seed, complete = agreed((cfg.SEED, complete), on_cpu=on_cpu(cfg))
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = seed  # below 0 in the command: each process has drawn one
+    cfg.freeze()
+    return cfg, complete
+
+
 def carry_out(args: argparse.Namespace, cfg) -> None:
-    """Train or evaluate in an output folder that belongs to this process."""
+    """Train or evaluate in an output folder that belongs to this run."""
     check_output(cfg)
     print_header(args, cfg)
     trainer = build_trainer(cfg)
@@ -195,12 +207,14 @@ def carry_out(args: argparse.Namespace, cfg) -> None:
         trainer.evaluate_only(args.model_dir, args.load_epoch)
     elif not args.no_train:
         trainer.train()
+    trainer.accelerator.end_training()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     args = build_parser().parse_args(argv)
-    return run_command(lambda: run(args))
+    with only_main_prints():
+        return run_command(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ for results in "${runs[@]}"; do
       continue
     fi
     # of two config files the second one wins: the run's own options, then the other data set
-    background "$out" "$PYTHON" -m dho_plugin.train --root "$DATA" --trainer "$trainer" --eval-only --model-dir "$run" \
+    background "$out" "${TRAIN[@]}" --root "$DATA" --trainer "$trainer" --eval-only --model-dir "$run" \
       --dataset-config-file "$run/config.json" --config-file "configs/datasets/$prefix$target.yaml" --output-dir "$out" \
       TEST.SHIFTED "()" TEST.SPLIT test TEST.FINAL_MODEL last_step TRAINER.DHO.SEARCH False \
       ${STUDENT_CKPT:+MODEL.BACKBONE.CKPT "$STUDENT_CKPT"} "${PAIRS[@]}"

@@ -1,8 +1,8 @@
 # Shared by all scripts (sourced): Python set-up, data, runs over seeds, the table.
 # Settings from the environment: DATA (default data), OUTPUT (default output), SEEDS (default "1 2 3"),
 # GPUS ("0 1 2 3": every run gets one of these devices), JOBS (runs side by side, default the number of GPUS, else 1; on mini the
-# number of cores, at most 4), PYTHON (interpreter to start from, default python3), STUDENT_CKPT and TEACHER_CKPT (local weight
-# files in place of the hub's).
+# number of cores, at most 4), PROCESSES (of one run, each on a device of its own; torchrun starts them), PYTHON (interpreter to
+# start from, default python3), STUDENT_CKPT and TEACHER_CKPT (local weight files in place of the hub's).
 set -euo pipefail
 CALLED_FROM=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,6 +11,8 @@ OUTPUT=${OUTPUT:-output}
 SEEDS=${SEEDS:-1 2 3}
 read -ra DEVICES <<<"${GPUS:-}"
 if [ ${#DEVICES[@]} -gt 0 ]; then JOBS=${JOBS:-${#DEVICES[@]}}; fi
+PROCESSES=${PROCESSES:-1}
+if [ "$PROCESSES" != 1 ]; then JOBS=${JOBS:-1}; fi
 JOBS=${JOBS:-}
 
 die() {
@@ -139,9 +141,14 @@ config_of() {
 
 # --- Runs ---
 
-# Python and, where they are asked for and not there yet, the embedded benchmark's images.
+# Python and, where they are asked for and not there yet, the embedded benchmark's images. Sets TRAIN, the command of a run.
 set_up() {
+  [[ $PROCESSES =~ ^[1-9][0-9]*$ ]] || die "PROCESSES is '$PROCESSES'; it is the number of processes of one run"
+  [ "$PROCESSES" = 1 ] || [ ${#DEVICES[@]} -eq 0 ] || die "GPUS gives every run one device, PROCESSES several: set one of them"
   setup_python ""
+  TRAIN=("$PYTHON")
+  [ "$PROCESSES" = 1 ] || TRAIN+=(-m torch.distributed.run --standalone --nproc_per_node "$PROCESSES")
+  TRAIN+=(-m dho_plugin.train)
   [ "$DATASET" = mini ] || return 0
   "$PYTHON" -m dho_plugin.data.mini --root "$DATA/mini"
   side_by_side
@@ -200,7 +207,7 @@ train_seeds() {
   shift 3
   for seed in $SEEDS; do
     dir=$OUTPUT/$DATASET/$trainer/${config}_$LABELED$variant/seed$seed
-    background "$dir" "$PYTHON" -m dho_plugin.train --root "$DATA" --seed "$seed" --trainer "$trainer" \
+    background "$dir" "${TRAIN[@]}" --root "$DATA" --seed "$seed" --trainer "$trainer" \
       --dataset-config-file "$DATASET_FILE" --config-file "configs/trainers/$trainer/$config.yaml" --output-dir "$dir" \
       "${DATASET_PAIRS[@]}" "${LABELED_PAIRS[@]}" ${STUDENT_CKPT:+MODEL.BACKBONE.CKPT "$STUDENT_CKPT"} \
       ${TEACHER_CKPT:+TRAINER.DHO.TEACHER.CKPT "$TEACHER_CKPT"} "$@"
@@ -217,7 +224,7 @@ zero_shot() {
   for ((k = 0; k < ${#PAIRS[@]}; k += 2)); do
     [[ " $IMAGE_KEYS " != *" ${PAIRS[k]} "* ]] || images+=("${PAIRS[@]:k:2}")
   done
-  background "$dir" "$PYTHON" -m dho_plugin.train --root "$DATA" --seed 1 --trainer "$1" --eval-only \
+  background "$dir" "${TRAIN[@]}" --root "$DATA" --seed 1 --trainer "$1" --eval-only \
     --dataset-config-file "$DATASET_FILE" --config-file "configs/trainers/$1/$2.yaml" --output-dir "$dir" \
     "${DATASET_PAIRS[@]}" ${3:+MODEL.BACKBONE.CKPT "$3"} "${images[@]}"
 }

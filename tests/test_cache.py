@@ -12,7 +12,8 @@ from collections import namedtuple
 import numpy as np
 import pytest
 
-from dho_plugin.cache import build_parser, main, size
+from dho_plugin.cache import build_parser, main
+from dho_plugin.filling import size
 
 PARTS = {
     "imagenet-train-ViT-L_14@336px": (24, 2, "float16"),
@@ -65,6 +66,8 @@ def test_everything_that_a_run_can_read_is_stored_and_said(words, folder, tmp_pa
         ("CoOp_DHO", ("--what", "teacher"), ["imagenet-train-ViT-L_14@336px"]),
         ("CoOp_DHO", ("--what", "student"), ["imagenet-train-ViT-B_16", "imagenet-val-ViT-B_16"]),
         ("VPT_DHO", (), ["imagenet-train-ViT-L_14@336px"]),
+        ("PromptSRC_DHO", (), ["imagenet-train-ViT-L_14@336px"]),
+        ("PromptSRC", ("--what", "student"), ["imagenet-train-ViT-B_16"]),
         ("LinearProbe", (), ["imagenet-train-ViT-B_16", "imagenet-val-ViT-B_16"]),
         ("ZeroshotCLIP", (), ["imagenet-val-ViT-B_16"]),
     ],
@@ -80,6 +83,7 @@ def test_what_is_stored(words, folder, trainer, flags, stored):
         ("CoOp_DHO", (), "--views None: say how many.*this run would show"),
         ("CoOp_DHO", ("--views", "0"), "--views 0: say how many"),
         ("VPT", ("--views", "2"), "VPT can read no stored features"),
+        ("PromptSRC", ("--views", "2"), "PromptSRC can read .* labeled images alone: --what student"),
         ("VPT_DHO", ("--views", "2", "--what", "student"), "its image features change as it learns"),
         (
             "CoOp",

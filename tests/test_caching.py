@@ -82,14 +82,17 @@ def refuse(monkeypatch):
         ("CoOp_DHO", BOTH),
         ("VPT_DHO", TEACHER),
         ("PromptSRC_DHO", TEACHER),
+        ("PromptSRC_DHO", BOTH),
+        ("PromptSRC", BOTH),
         ("LinearProbe", BOTH),
     ],
 )
 def test_every_step_on_stored_features_has_the_loss_of_the_online_step(command, started, trainer, modes):
     line = command(trainer, "run", *VIEWS)
-    assert fill(line) == 0
+    who = (["teacher"] if trainer.endswith("_DHO") else []) + (["student"] if modes == BOTH else [])
+    assert fill(line, "--what", ",".join(who)) == 0
     online, stored = started([*line, *ONLINE]), started([*line, *modes])
-    assert set(stored.stored) == {*(["teacher"] if online.dho else []), *(["student"] if modes == BOTH else [])}
+    assert set(stored.stored) == set(who)
     assert online.stored == {}
     expected = losses(online)
     assert len(set(expected)) > 6
@@ -194,9 +197,10 @@ def test_without_a_fixed_number_of_views_every_pass_must_be_stored(command, star
         ("CoOp", ("MODEL.FEATURES", "cached"), "MODEL.FEATURES cached: no features named .*python -m dho_plugin.cache"),
         ("CoOp_DHO", ("MODEL.FEATURES", "cached"), "the teacher looks at the images"),
         ("VPT", ("MODEL.FEATURES", "cached"), "VPT's image features change as it learns"),
-        ("PromptSRC", ("MODEL.FEATURES", "cached"), "PromptSRC's image features change"),
-        ("CoOp", ("MODEL.FEATURES", "always"), "MODEL.FEATURES is 'always'; allowed: online, cached or auto"),
-        ("CoOp", ("TRAINER.DHO.TEACHER.MODE", "on"), "TEACHER.MODE is 'on'; allowed: online, cached or auto"),
+        ("PromptSRC", ("MODEL.FEATURES", "cached"), r"MODEL.FEATURES cached: no features named .*MODEL.FEATURES fill"),
+        ("CoOp_DHO", ("MODEL.FEATURES", "fill"), "MODEL.FEATURES fill: the teacher looks at the images"),
+        ("CoOp", ("MODEL.FEATURES", "always"), "MODEL.FEATURES is 'always'; allowed: online, cached, auto or fill"),
+        ("CoOp", ("TRAINER.DHO.TEACHER.MODE", "on"), "TEACHER.MODE is 'on'; allowed: online, cached, auto or fill"),
         ("CoOp", ("INPUT.VIEWS", "-1"), "INPUT.VIEWS is -1; allowed: 0 or more"),
     ],
 )

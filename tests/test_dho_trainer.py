@@ -180,9 +180,11 @@ def test_both_heads_start_from_text_features_that_are_encoded_once(build, monkey
         ),
         ("VPT", (), "Text tower: truncated (causal attention)"),
         ("PromptSRC", ("MODEL.TEXT_TOWER", "plain"), "Text tower: plain (MODEL.TEXT_TOWER asks for it)"),
+        ("CoOp_DHO", (), "Image tower: class token (only it is read behind the last layer)"),
+        ("VPT", ("MODEL.IMAGE_TOWER", "plain"), "Image tower: plain (MODEL.IMAGE_TOWER asks for it)"),
     ],
 )
-def test_the_log_says_how_text_is_encoded(build, capsys, trainer, options, line):
+def test_the_log_says_how_text_and_images_are_encoded(build, capsys, trainer, options, line):
     build(trainer, *options)
     assert capsys.readouterr().out.count(line) == 1
 
@@ -196,15 +198,45 @@ def test_the_text_path_is_not_forced_on_the_teacher(build):
     assert build("CoOp_DHO", "MODEL.TEXT_TOWER", "shared").teacher is not None
 
 
-@pytest.mark.parametrize("trainer", ["CoOp", "PromptSRC"])
-def test_plain_and_fast_text_take_the_same_step(build, trainer):
+@pytest.mark.parametrize(
+    ("trainer", "tower"), [("CoOp", "TEXT"), ("PromptSRC", "TEXT"), ("PromptSRC_DHO", "IMAGE"), ("VPT_DHO", "IMAGE")]
+)
+def test_plain_and_fast_towers_take_the_same_step(build, trainer, tower):
     """Also where the fast one computes its activations anew."""
     learned = []
-    for options in (("MODEL.TEXT_TOWER", "plain"), (), ("MODEL.TEXT_CHECKPOINTING", "True")):
+    for options in ((f"MODEL.{tower}_TOWER", "plain"), (), (f"MODEL.{tower}_CHECKPOINTING", "True")):
         run = build(trainer, *options)
-        assert run.student.clip_model.transformer.grad_checkpointing == ("True" in options)
+        clip = run.student.clip_model
+        transformer = clip.transformer if tower == "TEXT" else clip.visual.transformer
+        assert transformer.grad_checkpointing == ("True" in options)
         run.forward_backward(*first_batches(run))
-        (module,) = run.student.learnable().values()
-        learned.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+        modules = run.student.learnable().values()
+        learned.append(torch.cat([p.detach().flatten() for module in modules for p in module.parameters()]))
     for fast in learned[1:]:
         torch.testing.assert_close(fast, learned[0], atol=2e-6, rtol=1e-5)
+
+
+def test_all_frozen_encoders_compute_only_the_class_token_of_their_last_layer(build):
+    """The student's prompted and plain one, and the teacher's."""
+    run, rows = build("PromptSRC_DHO"), []
+    for visual in (run.clip().model.visual, run.teacher.model.model.visual):
+        last = visual.transformer.resblocks[-1]
+        last.mlp.register_forward_hook(lambda _, inputs, __: rows.append(tuple(inputs[0].shape)))
+    run.forward_backward(*first_batches(run))
+    assert rows == [(8, 64), (4, 64), (8, 64)]
+
+
+def test_channels_last_reaches_student_and_teacher(build):
+    run = build("LinearProbe_DHO", "MODEL.CHANNELS_LAST", "True")
+    for visual in (run.clip().model.visual, run.teacher.model.model.visual):
+        assert visual.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+        assert not visual.conv1.weight.is_contiguous()
+
+
+def test_compiling_reaches_student_and_teacher_and_nothing_by_default(build, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda encode: lambda images: seen.append(len(images)) or encode(images))
+    for options in ((), ("MODEL.COMPILE", "True")):
+        run = build("LinearProbe_DHO", *options)
+        run.forward_backward(*first_batches(run))
+        assert seen == ([8, 8] if options else [])

@@ -17,6 +17,7 @@ from dho_plugin.engine.evaluator import TestLogits as StoredLogits
 from dho_plugin.engine.registry import DATASET_REGISTRY, TRAINER_REGISTRY
 from dho_plugin.engine.trainer import TrainerX
 from dho_plugin.models.image_tower import PromptedImageTower
+from dho_plugin.models.student import CLIPStudent
 from dho_plugin.train import main
 
 CE_HEAD = {"ce_head.weight", "ce_head.bias"}
@@ -53,10 +54,11 @@ def folders(trainer: str) -> set[str]:
 
 
 def checkpoints(folder: Path, trainer: str) -> dict:
-    """Return everything that a run saved after its last epoch, but the seconds it took."""
+    """Return everything that a run saved after its last epoch, but the time it took."""
     saved = {name: load_checkpoint(folder / name / "model.pth.tar-3") for name in sorted(folders(trainer))}
     for checkpoint in saved.values():
         checkpoint["meta"].pop("seconds")
+        checkpoint["meta"].pop("data_wait")
     return saved
 
 
@@ -146,11 +148,11 @@ def test_gradients_reach_exactly_what_learns(start, trainer):
 def test_images_go_through_the_image_tower_once_a_step(start, monkeypatch, trainer):
     built, batches = start(trainer)
     calls = {"prompted": [], "frozen": []}
-    visual, forward, encode = built.clip().model.visual, PromptedImageTower.forward, built.clip().model.encode_image
+    visual, forward, frozen = built.clip().model.visual, PromptedImageTower.forward, CLIPStudent.frozen_features
     blocks = []
     hook = visual.transformer.resblocks[0].register_forward_hook(lambda _, inputs, __: blocks.append(len(inputs[0])))
     monkeypatch.setattr(PromptedImageTower, "forward", lambda s, x: calls["prompted"].append(len(x)) or forward(s, x))
-    monkeypatch.setattr(built.clip().model, "encode_image", lambda x: calls["frozen"].append(len(x)) or encode(x))
+    monkeypatch.setattr(CLIPStudent, "frozen_features", lambda s, x: calls["frozen"].append(len(x)) or frozen(s, x))
     built.forward_backward(*batches)
     hook.remove()
     stacked = 8 if trainer.endswith("_DHO") else 4  # 4 labeled, 4 unlabeled

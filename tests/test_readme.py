@@ -77,6 +77,13 @@ def test_the_words_that_fill_a_cache_are_a_command_line():
     assert (args.views, cfg.TRAINER.NAME, cfg.DATASET.NAME) == (10, "LinearProbe_DHO", "ImageNet")
 
 
+def test_the_words_that_start_several_processes_are_a_command_line():
+    words = README[README.index("torchrun --nproc_per_node=8") :].split("\nPROCESSES")[0].replace("\\\n", " ")
+    cfg = setup_cfg(build_parser().parse_args(shlex.split(words)[4:]))
+    assert (cfg.TRAINER.NAME, cfg.DATASET.NUM_SHOTS) == ("CoOp_DHO", 16)
+    assert f"| {cfg.TRAIN.ACCUMULATION} |" in README[README.index("| `TRAIN.ACCUMULATION` |") :].split("\n")[0]
+
+
 def test_the_keys_of_the_cache_exist_with_that_default():
     cfg = get_cfg_default()
     table = README[README.index("| `INPUT.VIEWS` |") :].split("\n\n")[0].splitlines()

@@ -39,6 +39,7 @@ class PromptSRCStudent(CLIPStudent):
 
     fixed_text: Tensor
     open_vocabulary = True
+    wants_frozen = True
 
     def __init__(self, clip: LoadedCLIP, prompts: nn.ModuleDict, weights: tuple[float, float]):
         super().__init__(clip, dict(prompts).get("image_encoder"))
@@ -51,9 +52,9 @@ class PromptSRCStudent(CLIPStudent):
         self._text = self.text_classifier()
         return cosine_logits(features, self._text, self.zeta)
 
-    def extra_loss(self, images: Tensor, features: Tensor, logits_ce: Tensor) -> Tensor:
+    def extra_loss(self, images: Tensor, features: Tensor, logits_ce: Tensor, frozen: Tensor | None = None) -> Tensor:
         """Return the weighted self-consistency losses on the labeled batch."""
-        fixed = self.frozen_features(images)
+        fixed = self.frozen_features(images) if frozen is None else frozen
         fixed_logits = cosine_logits(fixed, self.fixed_text, self.zeta)
         loss = self_consistency_loss(self._text, self.fixed_text, features, fixed, logits_ce, fixed_logits)
         return self.weights[0] * loss.text + self.weights[1] * loss.image + loss.logits

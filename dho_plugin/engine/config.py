@@ -20,15 +20,16 @@ from dho_plugin.errors import ConfigError
 
 SUPPORTED_TRANSFORMS = ("random_resized_crop", "random_flip", "center_crop", "normalize")
 INITS = ("language", "kaiming")  # what a head's rows start from
-FEATURE_MODES = ("online", "cached", "auto")  # where an encoder's features come from
+FEATURE_MODES = ("online", "cached", "auto", "fill")  # where an encoder's features come from
 TEXT_TOWERS = ("auto", "plain", "truncated", "shared")
+IMAGE_TOWERS = ("auto", "plain")
 PRECISIONS = ("fp32", "fp16", "amp", "bf16")
 # Keys that say where and how a run is executed, not what it computes: two runs that differ only here are the same run.
 EXECUTION_KEYS = frozenset({
     "OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATASET.UNREADABLE", "DATALOADER.NUM_WORKERS",
-    "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT", "USE_CUDA",
-    "MODEL.FEATURES", "TRAINER.DHO.TEACHER.MODE",
-    "MODEL.TEXT_TOWER", "MODEL.TEXT_CHECKPOINTING",
+    "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TRAIN.ACCUMULATION", "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT",
+    "USE_CUDA", "MODEL.FEATURES", "TRAINER.DHO.TEACHER.MODE", "MODEL.TEXT_TOWER", "MODEL.TEXT_CHECKPOINTING",
+    "MODEL.IMAGE_TOWER", "MODEL.IMAGE_CHECKPOINTING", "MODEL.CHANNELS_LAST", "MODEL.COMPILE",
 })  # fmt: skip
 
 # The hosts' keys (or beginnings of keys) that nothing here reads: size and normalization come with the weights, views
@@ -185,6 +186,7 @@ def check_cfg(cfg: CfgNode) -> None:
           for part in ("TRAIN_X", "TRAIN_U", "TEST")),
         ("SEED", cfg.SEED, cfg.SEED < 2**32, "below 2^32"),
         ("MODEL.TEXT_TOWER", cfg.MODEL.TEXT_TOWER, cfg.MODEL.TEXT_TOWER in TEXT_TOWERS, ", ".join(TEXT_TOWERS)),
+        ("MODEL.IMAGE_TOWER", cfg.MODEL.IMAGE_TOWER, cfg.MODEL.IMAGE_TOWER in IMAGE_TOWERS, " or ".join(IMAGE_TOWERS)),
         ("MODEL.INIT_WEIGHTS", cfg.MODEL.INIT_WEIGHTS, not cfg.MODEL.INIT_WEIGHTS, "only empty (it is not supported)"),
         ("DATASET.SUBSAMPLE_CLASSES", data.SUBSAMPLE_CLASSES, data.SUBSAMPLE_CLASSES in ("all", "base", "new"),
          "all, base or new"),
@@ -199,10 +201,11 @@ def check_cfg(cfg: CfgNode) -> None:
                              ("TRAINER.PROMPTSRC.TEMPLATES", cfg.TRAINER.PROMPTSRC.TEMPLATES))),
         *((f"DATASET.{key}", data[key], not data[key] or data.NAME == "ImageFolder", "only empty, but for ImageFolder")
           for key in ("CSV", "TEST_SETS")),
-        *((key, value, value in FEATURE_MODES, "online, cached or auto")
+        *((key, value, value in FEATURE_MODES, "online, cached, auto or fill")
           for key, value in (("MODEL.FEATURES", cfg.MODEL.FEATURES), ("TRAINER.DHO.TEACHER.MODE", dho.TEACHER.MODE))),
         ("INPUT.VIEWS", cfg.INPUT.VIEWS, cfg.INPUT.VIEWS >= 0, "0 or more"),
         ("INPUT.JPEG_GAP", cfg.INPUT.JPEG_GAP, cfg.INPUT.JPEG_GAP == 0 or cfg.INPUT.JPEG_GAP >= 1, "0, or 1 and above"),
+        ("TRAIN.ACCUMULATION", cfg.TRAIN.ACCUMULATION, cfg.TRAIN.ACCUMULATION >= 1, "1 or more"),
         ("TRAIN.COUNT_ITER", cfg.TRAIN.COUNT_ITER, cfg.TRAIN.COUNT_ITER in ("train_x", "train_u", "smaller_one"),
          "train_x, train_u or smaller_one"),
         ("TEST.FINAL_MODEL", cfg.TEST.FINAL_MODEL, cfg.TEST.FINAL_MODEL in ("last_step", "best_val"),

@@ -68,11 +68,15 @@ DEFAULTS = {
     },
     "MODEL": {
         "INIT_WEIGHTS": "",
-        "FEATURES": "auto",  # ours, of a frozen image encoder: online | cached | auto
+        "FEATURES": "auto",  # ours, of a frozen image encoder: online | cached | auto | fill
         "BACKBONE": {"NAME": "", "PRETRAINED": True, "TAG": "", "CKPT": ""},  # TAG (open_clip's), CKPT: ours
         "HEAD": {"NAME": "", "HIDDEN_LAYERS": (), "ACTIVATION": "relu", "BN": True, "DROPOUT": 0.0},
         "TEXT_TOWER": "auto",  # ours: auto (the cheapest exact way to text features) | plain | truncated | shared
         "TEXT_CHECKPOINTING": False,  # ours: learned prompts' activations are computed again in the backward
+        "IMAGE_TOWER": "auto",  # ours: auto (of the last layer only the class token, where that is exact) | plain
+        "COMPILE": False,  # ours: frozen image encoders of student and teacher run under torch.compile
+        "CHANNELS_LAST": False,  # ours: convolutions of student and teacher keep the channels of a pixel together
+        "IMAGE_CHECKPOINTING": False,  # ours: visual prompts' activations are computed again in the backward
     },
     "OPTIM": {
         "NAME": "adam",
@@ -98,7 +102,12 @@ DEFAULTS = {
         "WARMUP_RECOUNT": True,
         "WARMUP_STEPS": 0,  # ours: above 0, warm up over so many steps, then decay by a cosine, step by step
     },
-    "TRAIN": {"CHECKPOINT_FREQ": 0, "PRINT_FREQ": 10, "COUNT_ITER": "train_x"},
+    "TRAIN": {
+        "CHECKPOINT_FREQ": 0,
+        "PRINT_FREQ": 10,
+        "COUNT_ITER": "train_x",
+        "ACCUMULATION": 1,  # ours: a step's batch is computed in so many parts: the same step in less memory
+    },
     "TEST": {
         "EVALUATOR": "Classification",
         "PER_CLASS_RESULT": False,
@@ -152,7 +161,7 @@ DEFAULTS = {
                 "NAME": "ViT-L/14@336px",
                 "TAG": "",
                 "CKPT": "",
-                "MODE": "auto",  # online (it looks at every image) | cached (its stored features) | auto
+                "MODE": "auto",  # online (it looks at every image) | cached (its stored features) | auto | fill
                 "CLASSNAMES": "",  # file in classnames.txt's format: the teacher's own names of the same classes
             },
         },

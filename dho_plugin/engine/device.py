@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
 
 from dho_plugin.engine.config import PRECISIONS
 from dho_plugin.errors import ConfigError
 
 
+def on_cpu(cfg) -> bool:
+    """Say whether a run computes on the CPU: there is nothing else, or USE_CUDA is False."""
+    return not (cfg.USE_CUDA and torch.cuda.is_available())
+
+
 def build_accelerator(cfg, precision: str) -> Accelerator:
     """Return the Accelerator of a run: the accelerator where there is one and USE_CUDA allows it, else the CPU.
 
-    `fp16` and `amp` are fp16 autocast with a gradient scaler; a CPU, which has no such thing, computes in fp32.
+    Started by torchrun, it is one of several, each on its own device. `fp16` and `amp` are fp16 autocast with a
+    gradient scaler; a CPU, which has no such thing, computes in fp32.
 
     Raises:
         ConfigError: unknown precision.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"TRAINER.*.PREC is {precision!r}; allowed: {', '.join(PRECISIONS)}")
-    on_cpu = not (cfg.USE_CUDA and torch.cuda.is_available())
-    mixed = {"fp32": "no", "bf16": "bf16"}.get(precision, "no" if on_cpu else "fp16")
-    if on_cpu and precision in ("fp16", "amp"):
+    cpu = on_cpu(cfg)
+    mixed = {"fp32": "no", "bf16": "bf16"}.get(precision, "no" if cpu else "fp16")
+    if cpu and precision in ("fp16", "amp"):
         print(f"Precision {precision} needs a GPU: computing in fp32")
     AcceleratorState._reset_state()  # a second trainer in this process may have another precision
-    return Accelerator(mixed_precision=mixed, cpu=on_cpu)
+    # Nothing that learns lies in a buffer: all processes make the same ones, and prompts have large ones.
+    options = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return Accelerator(mixed_precision=mixed, cpu=cpu, kwargs_handlers=[options])
+
+
+def prepared(net: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Return a module that computes in the run's precision, and averages its gradients over the run's processes."""
+    learns = any(parameter.requires_grad for parameter in net.parameters())
+    with warnings.catch_warnings():
+        # Its successor is not known to the oldest torch that this runs on.
+        warnings.filterwarnings("ignore", message=".broadcast_buffers. is deprecated", category=FutureWarning)
+        return accelerator.prepare_model(net, evaluation_mode=not learns)

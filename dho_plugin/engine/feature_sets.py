@@ -42,7 +42,7 @@ class StoredFeatures(NamedTuple):
 
 
 class FeatureBatches:
-    """Batches for models whose encoders are frozen: `batches([(position, view), ...])` reads features, no image.
+    """Batches for models whose encoders are frozen: `batches(positions, views)` reads features, no image.
 
     A batch has `label`, `domain` and `index`, each (B,) int64, and (B, D) float32 of each store.
 
@@ -65,8 +65,7 @@ class FeatureBatches:
     ):
         self.items, self.stored, self.unreadable = ImageList.of(items), dict(stored), unreadable
 
-    def __call__(self, keys: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-        positions, views = np.asarray(keys, dtype=np.int64).reshape(-1, 2).T
+    def __call__(self, positions: np.ndarray, views: np.ndarray) -> dict[str, Tensor]:
         features, lost = self._take(positions, views)
         for _ in range(len(self.items) if self.unreadable == "next" else 0):
             if not lost.any():
@@ -87,16 +86,9 @@ class FeatureBatches:
         features = {name: stored.take(positions, views) for name, stored in self.stored.items()}
         return features, np.any([values[:, 0].isnan().numpy() for values in features.values()], axis=0)
 
-    __getitem__ = __call__  # a dataset whose keys are batches
-
     def __len__(self) -> int:
         return len(self.items)
 
     def bytes_each(self) -> int:
         """Return the bytes of one image's features, as they are read."""
         return sum(stored.store.dim * stored.store.dtype.itemsize for stored in self.stored.values())
-
-    def in_order(self, batch_size: int) -> list[list[tuple[int, int]]]:
-        """Return the keys of an evaluation: every image once, in order, in view 0."""
-        n = len(self.items)
-        return [[(i, 0) for i in range(start, min(start + batch_size, n))] for start in range(0, n, batch_size)]

@@ -192,14 +192,20 @@ class FeatureStore:
         Raises:
             CacheError: a shard is missing or damaged.
         """
-        out = np.empty((len(rows), self.dim), dtype=self.dtype)
         groups = views * math.ceil(len(self) / self.shard_rows) + rows // self.shard_rows
         order = np.argsort(groups, kind="stable")
-        for part in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
-            if len(part):
-                view, row = int(views[part[0]]), int(rows[part[0]])
-                out[part] = self._mapped(view, row // self.shard_rows)[rows[part] % self.shard_rows]
-        return out
+        parts = [part for part in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1) if len(part)]
+        # np.take, as plain indexing holds Python's lock: a thread that reads would stop the training.
+        taken = [np.take(self._shard_of(views[part[0]], rows[part[0]]), rows[part] % self.shard_rows, axis=0)
+                 for part in parts]  # fmt: skip
+        if len(parts) == 1:
+            return taken[0]
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return np.take(np.concatenate([np.empty((0, self.dim), self.dtype), *taken]), back, axis=0)
+
+    def _shard_of(self, view: int, row: int) -> np.ndarray:
+        return self._mapped(int(view), int(row) // self.shard_rows)
 
     def _mapped(self, view: int, number: int) -> np.ndarray:
         if (view, number) not in self._maps:
@@ -211,5 +217,5 @@ class FeatureStore:
                 raise CacheError(f"{self.path(shard)} cannot be read: {error}") from error
             if mapped.shape != (shard.stop - shard.start, self.dim) or mapped.dtype != self.dtype:
                 raise CacheError(f"{self.path(shard)} holds {mapped.dtype} {mapped.shape}: delete it, fill it again")
-            self._maps[view, number] = mapped
+            self._maps[view, number] = mapped.view(np.ndarray)  # np.memmap makes every small read slower
         return self._maps[view, number]

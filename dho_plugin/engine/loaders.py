@@ -1,20 +1,16 @@
 """Which images make up each step's batch, and the loaders that read them."""
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
-from itertools import chain
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from dho_plugin.engine.counter import random_bits
-from dho_plugin.engine.feature_sets import FeatureBatches
 from dho_plugin.engine.image_sets import EvalDataset, ViewDataset
 from dho_plugin.errors import DataError
-
-HANDED_OVER = 2**19  # bytes of a batch of features from which on a process of its own reads it
 
 
 class StepBatches:
@@ -62,13 +58,22 @@ class StepBatches:
         return max(0, self.steps - self.start_step)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for positions, views in self.groups(1):
+            yield list(zip(positions.tolist(), views.tolist(), strict=True))
+
+    def each(self) -> int:
+        """Return how many images of a batch are this process's."""
+        return len(range(self.rank, self.batch_size, self.world))
+
+    def groups(self, batches: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the positions and views, int64 (n,) each, of so many batches at once, one behind the other."""
         order = lru_cache(maxsize=1)(self._order)  # places only go up: each pass is drawn once
-        for step in range(self.start_step, self.steps):
-            places = np.arange(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world)
-            passes, places = np.divmod(places, self.n)
-            parts = [order(k)[places[passes == k]].tolist() for k in np.unique(passes).tolist()]
-            views = (passes % self.views if self.views else passes).tolist()
-            yield list(zip(chain.from_iterable(parts), views, strict=True))
+        inside = np.arange(self.rank, self.batch_size, self.world)
+        for step in range(self.start_step, self.steps, batches):
+            steps = np.arange(step, min(step + batches, self.steps))
+            passes, places = np.divmod((steps[:, None] * self.batch_size + inside).ravel(), self.n)
+            parts = [order(k)[places[passes == k]] for k in range(passes[0], passes[-1] + 1)] if len(passes) else []
+            yield np.concatenate([np.empty(0, dtype=np.int64), *parts]), passes % self.views if self.views else passes
 
     def _order(self, number: int) -> np.ndarray:
         stream = 1 + zlib.crc32(self.stream.encode())  # stream 0 belongs to the views
@@ -107,26 +112,6 @@ def eval_loader(
         Loader of dicts with Dassl's keys; label -1 marks an image that could not be read.
     """
     return _loader(dataset, workers, device, batch_size=batch_size)
-
-
-def feature_loader(
-    dataset: FeatureBatches, keys: StepBatches | Sequence[list], *, workers: int = 0, device: torch.device | str = "cpu"
-) -> DataLoader:
-    """Load batches of stored features.
-
-    Args:
-        dataset: where they are read.
-        keys: the (position, view) of each batch.
-        workers: number of loader processes; small batches are read in this one, faster than another hands them over.
-        device: where the batches will go; for "cuda" they lie in pinned memory.
-
-    Returns:
-        Loader of dicts; see `FeatureBatches`.
-    """
-    size = keys.batch_size if isinstance(keys, StepBatches) else max(map(len, keys), default=0)
-    if size * dataset.bytes_each() < HANDED_OVER:
-        workers = 0
-    return _loader(dataset, workers, device, sampler=keys, batch_size=None)
 
 
 def _loader(dataset, workers: int, device: torch.device | str, **batching) -> DataLoader:

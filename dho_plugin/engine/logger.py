@@ -15,6 +15,7 @@ from typing import TextIO
 import torch
 
 from dho_plugin.engine.files import lock_file
+from dho_plugin.engine.processes import rank
 from dho_plugin.errors import ConfigError, InUseError
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "accelerate", "numpy", "pillow", "dho_plugin")
@@ -45,7 +46,13 @@ class Tee:
 
 @contextlib.contextmanager
 def logged_to(output_dir: str | Path) -> Iterator[None]:
-    """Copy standard output and warnings into `<output_dir>/log.txt` while the block runs; an earlier log goes on."""
+    """Copy standard output and warnings into `<output_dir>/log.txt` while the block runs; an earlier log goes on.
+
+    Of a run on several processes only the main one has a log.
+    """
+    if rank():
+        yield
+        return
     path = Path(output_dir) / "log.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(Tee(sys.stdout, file)) as tee:
@@ -63,12 +70,15 @@ def logged_to(output_dir: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(output_dir: str | Path) -> Iterator[None]:
-    """Keep other processes out of a run's folder; the lock ends with the process, however it ends.
+    """Keep other runs out of a run's folder; the lock ends with the main process of the run, however it ends.
 
     Raises:
         InUseError: another process works in `output_dir`.
         ConfigError: its file system has no locks, so nothing would keep two runs apart.
     """
+    if rank():
+        yield
+        return
     try:
         lock = lock_file(Path(output_dir) / ".lock")
     except BlockingIOError as error:

@@ -40,3 +40,12 @@ class MetricMeter:
 
     def __str__(self) -> str:
         return " ".join(f"{name} {float(m.val):.4f} ({m.avg:.4f})" for name, m in self.meters.items())
+
+    @classmethod
+    def of(cls, figures: dict[str, tuple[float, float]]) -> MetricMeter:
+        """Return meters that show a last value and a mean each."""
+        meters = cls()
+        for name, (val, mean) in figures.items():
+            meter = meters.meters[name] = AverageMeter()
+            meter.val, meter.sum, meter.count = val, mean, 1
+        return meters

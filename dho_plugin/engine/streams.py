@@ -62,17 +62,22 @@ class TrainingStreams:
         return {"unreadable": self.cfg.DATASET.UNREADABLE, "jpeg_gap": inputs.JPEG_GAP, "upright": inputs.UPRIGHT}
 
     def train_batches(self, items: ImageList, batches: StepBatches) -> Iterable[dict]:
-        """Return the batches of a stream, with the images of student and teacher."""
+        """Return the batches of a stream, with the images of student and teacher, on the device."""
         models = self.student_preprocess, self.teacher_preprocess
         dataset = ViewDataset(items, *models, views=self.view_spec(), **self.reading())
-        return train_loader(dataset, batches, workers=self.cfg.DATALOADER.NUM_WORKERS, device=self.device)
+        return self.loaded(dataset, batches)
+
+    def loaded(self, dataset: ViewDataset, batches: StepBatches) -> Iterator[dict]:
+        """Return the batches of a dataset of images, on the device."""
+        loader = train_loader(dataset, batches, workers=self.cfg.DATALOADER.NUM_WORKERS, device=self.device)
+        return map(self.to_device, loader)
 
     def train_stream(self, name: str, items: ImageList, batch_size: int, start_step: int) -> Iterator[dict]:
-        """Return the batches of one stream from `start_step` to the end of training, moved to the device."""
+        """Return the batches of one stream from `start_step` to the end of training."""
         share = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
         of_run = (self.total_steps(), self.cfg.SEED, name, start_step)
         batches = StepBatches(len(items), batch_size, *of_run, views=self.cfg.INPUT.VIEWS, **share)
-        return map(self.to_device, self.train_batches(items, batches))
+        return iter(self.train_batches(items, batches))
 
     def to_device(self, batch: dict) -> dict:
         """Move a batch's tensors to the device."""

@@ -20,19 +20,21 @@ from dho_plugin.engine.files import write_json
 from dho_plugin.engine.identity import check_classes, check_data, data_identity
 from dho_plugin.engine.meters import AverageMeter, MetricMeter
 from dho_plugin.engine.model_store import ModelStore
+from dho_plugin.engine.processes import check_divides
 from dho_plugin.engine.registry import DATASET_REGISTRY
+from dho_plugin.engine.stepping import Stepping
 from dho_plugin.engine.streams import TrainingStreams
-from dho_plugin.errors import CheckpointError, ConfigError, TrainingError
+from dho_plugin.engine.timing import StepClock
+from dho_plugin.errors import CheckpointError, ConfigError
 
 
-class TrainerX(ModelStore, TrainingStreams):
+class TrainerX(ModelStore, TrainingStreams, Stepping):
     """Training on labeled images; a method gives `build_model` and `forward_backward`.
 
     Args:
         cfg: a frozen config.
     """
 
-    batch_idx = 0
     elapsed_before = 0.0  # seconds that an interrupted run had spent
 
     def __init__(self, cfg):
@@ -46,7 +48,9 @@ class TrainerX(ModelStore, TrainingStreams):
         self.output_dir = Path(cfg.OUTPUT_DIR)
         self.best_result: float | None = None
         self._writer: SummaryWriter | None = None
-        self.dataset: DatasetBase = DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
+        self.clock = StepClock()
+        with self.accelerator.main_process_first():  # it stores what the others then read: listings, splits, shots
+            self.dataset: DatasetBase = DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
         self.data_identity = data_identity(self.dataset)
         print(self.dataset.summary(cfg.DATASET.NAME))
         self.classes = self.dataset.classes
@@ -82,6 +86,7 @@ class TrainerX(ModelStore, TrainingStreams):
             "classes": [[info.key, info.name] for info in self.classes],
             "data": self.data_identity,
             "seconds": self.elapsed(),
+            "data_wait": self.clock.state(),
             "best_result": self.best_result,
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
         }
@@ -105,6 +110,7 @@ class TrainerX(ModelStore, TrainingStreams):
         self.start_epoch = self.resume_model_if_exist(own or self.cfg.RESUME or self.output_dir)
         self.num_batches = self.steps_per_epoch()
         self.check_warmup()
+        self.check_shares()
         self.time_start = time.time()
         self.streams: list[Iterator[dict]] = []
         if self.start_epoch < self.max_epoch:
@@ -114,7 +120,8 @@ class TrainerX(ModelStore, TrainingStreams):
             purge = self.start_epoch * self.num_batches
             self._writer = SummaryWriter(str(self.output_dir / "tensorboard"), purge_step=purge)
         total = self.max_epoch * self.num_batches
-        self.bar = tqdm(total=total, initial=self.start_epoch * self.num_batches, unit="step", disable=None)
+        hide = None if self.accelerator.is_main_process else True
+        self.bar = tqdm(total=total, initial=self.start_epoch * self.num_batches, unit="step", disable=hide)
 
     def claim_output(self) -> None:
         """Write the config into the run's folder: from here on it belongs to this configuration.
@@ -136,6 +143,17 @@ class TrainerX(ModelStore, TrainingStreams):
                 f"{self.num_batches}, counted by TRAIN.COUNT_ITER {self.cfg.TRAIN.COUNT_ITER}): lower it"
             )
 
+    def check_shares(self) -> None:
+        """Check that the batches can be shared equally among the processes and the parts of a step.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+        parts, loader = self.accelerator.num_processes * self.cfg.TRAIN.ACCUMULATION, self.cfg.DATALOADER
+        check_divides("DATALOADER.TRAIN_X.BATCH_SIZE", loader.TRAIN_X.BATCH_SIZE, parts)
+        if not loader.TRAIN_U.SAME_AS_X:
+            check_divides("DATALOADER.TRAIN_U.BATCH_SIZE", loader.TRAIN_U.BATCH_SIZE, parts)
+
     def resume_model_if_exist(self, directory: str | Path) -> int:
         """Restore the last complete epoch found in `directory` and return its number, 0 without any.
 
@@ -154,29 +172,30 @@ class TrainerX(ModelStore, TrainingStreams):
         check_data(saved.get("data", {}), self.data_identity, directory)
         meta = self.load_model(directory, epoch, train_state=True)
         self.elapsed_before, self.best_result = meta.get("seconds", 0.0), meta.get("best_result")
+        self.clock.load_state(meta.get("data_wait"))
         if self.accelerator.scaler and meta.get("scaler"):
             self.accelerator.scaler.load_state_dict(meta["scaler"])
         return epoch
 
     def before_epoch(self) -> None:
-        """Make an epoch's random draws a function of (seed, epoch), so that a resumed run repeats them."""
-        set_seed((self.cfg.SEED * 100_003 + self.epoch) % 2**32)
+        """Make an epoch's random draws a function of (seed, epoch, process), so that a resumed run repeats them."""
+        set_seed((self.cfg.SEED * 100_003 + self.epoch + 1_000_003 * self.accelerator.process_index) % 2**32)
         self.set_model_mode("train")
 
     def run_epoch(self) -> None:
         """Run one epoch."""
-        losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
-        end = time.time()
+        losses, clock = MetricMeter(), self.clock
+        clock.start_epoch()
         for batch_idx in range(self.num_batches):
             self.batch_idx = batch_idx
-            batches = [next(stream) for stream in self.streams]
-            data_time.update(time.time() - end)
+            with clock.waiting():
+                batches = [next(stream) for stream in self.streams]
             losses.update(self.forward_backward(*batches))
             self.update_lr(per_step=True)
-            batch_time.update(time.time() - end)
+            clock.step_done()
             self.bar.update()
-            self.report_step(losses, batch_time, data_time)
-            end = time.time()
+            self.report_step(losses, clock.batch, clock.data)
+        print(clock.epoch_line(self.cfg.DATALOADER.NUM_WORKERS))
         self.update_lr()
 
     def report_step(self, losses: MetricMeter, batch_time: AverageMeter, data_time: AverageMeter) -> None:
@@ -184,6 +203,7 @@ class TrainerX(ModelStore, TrainingStreams):
         last = self.batch_idx + 1 == self.num_batches
         if (self.batch_idx + 1) % max(1, self.cfg.TRAIN.PRINT_FREQ) and not last:
             return
+        losses = self.over_processes(losses)
         step = self.epoch * self.num_batches + self.batch_idx
         remaining = self.max_epoch * self.num_batches - step - 1
         eta = datetime.timedelta(seconds=int(batch_time.avg * remaining))
@@ -217,6 +237,7 @@ class TrainerX(ModelStore, TrainingStreams):
 
     def after_train(self) -> None:
         """Test the last or the best model and close the writers."""
+        self.accelerator.wait_for_everyone()  # the main process has written what the others may load
         self.bar.close()
         print("Finish training")
         if not self.cfg.TEST.NO_TEST:
@@ -230,31 +251,7 @@ class TrainerX(ModelStore, TrainingStreams):
         if self._writer is not None:
             self._writer.close()
 
-    # Steps ------------------------------------------------------------------------------------------------------
-
-    def model_backward_and_update(self, loss: torch.Tensor) -> None:
-        """Take one optimizer step on `loss` with every registered optimizer.
-
-        Raises:
-            TrainingError: the loss is infinite or NaN.
-        """
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} at epoch {self.epoch + 1}, step {self.batch_idx + 1}; lower OPTIM.LR "
-                "or TRAINER.DHO.OPTIM.LR, or use another TRAINER.*.PREC"
-            )
-        optims = [optim for optim in self._optims.values() if optim is not None]
-        for optim in optims:
-            optim.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
-        scaler = self.accelerator.scaler
-        for optim in optims:
-            if scaler is None:
-                optim.step()
-            else:
-                scaler.step(optim)
-        if scaler is not None:  # once for all optimizers: an update in between would unscale the next ones wrongly
-            scaler.update()
+    # Small things -----------------------------------------------------------------------------------------------------
 
     def set_model_mode(self, mode: str) -> None:
         """Put every registered model into "train" or "eval" mode."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import open_clip
@@ -10,6 +11,7 @@ from torch import Tensor, device, nn
 from dho_plugin.engine.views import Preprocess
 from dho_plugin.errors import CheckpointError, ConfigError
 from dho_plugin.models.clip_files import build_named, build_openai, first_line, is_openai, read_state
+from dho_plugin.models.image_encoder import ImagePath, compiled, encode_image, image_path
 from dho_plugin.models.mini import MINI_MODELS, load_mini
 from dho_plugin.models.names import Source, require_tag, resolve, weights_facts
 
@@ -31,6 +33,8 @@ class LoadedCLIP:
         tokenizer: list of N strings -> (N, context_length) int64.
         preprocess: size, normalization and resize of its images.
         text_tower: how its text tower is run, MODEL.TEXT_TOWER: auto, plain, truncated or shared.
+        image_tower: how its image tower is run, MODEL.IMAGE_TOWER: auto or plain.
+        compile: whether it runs under torch.compile, MODEL.COMPILE.
     """
 
     name: str
@@ -38,6 +42,8 @@ class LoadedCLIP:
     tokenizer: Callable[..., Tensor]
     preprocess: Preprocess
     text_tower: str = "auto"
+    image_tower: str = "auto"
+    compile: bool = False
 
     @property
     def scale(self) -> float:
@@ -64,9 +70,19 @@ class LoadedCLIP:
         """Where the weights lie."""
         return self.model.logit_scale.device
 
+    @cached_property
+    def image_path(self) -> ImagePath:
+        """The way through the image tower, and why it is taken."""
+        return image_path(self.model, self.image_tower)
+
     def encode_image(self, images: Tensor) -> Tensor:
         """Encode normalized images (B, 3, H, W) into features (B, D) that are not normalized."""
-        return self.model.encode_image(images)
+        return self._encoder(images)
+
+    @cached_property
+    def _encoder(self) -> Callable[[Tensor], Tensor]:
+        encode = partial(encode_image, self.model, self.image_path)
+        return compiled(encode, self.name) if self.compile else encode
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Encode tokens (N, context_length) int64 into features (N, D) that are not normalized."""
@@ -74,7 +90,14 @@ class LoadedCLIP:
 
 
 def load_clip(
-    name: str, *, tag: str = "", ckpt: str = "", key: str = "MODEL.BACKBONE", text_tower: str = "auto"
+    name: str,
+    *,
+    tag: str = "",
+    ckpt: str = "",
+    key: str = "MODEL.BACKBONE",
+    text_tower: str = "auto",
+    image_tower: str = "auto",
+    compile: bool = False,
 ) -> LoadedCLIP:
     """Load a CLIP by a host's or open_clip's name, from a local file or by its tag, frozen in fp32.
 
@@ -87,6 +110,8 @@ def load_clip(
         ckpt: local file: OpenAI's TorchScript archive or state dict, open_clip's `.pt` or `.safetensors`.
         key: config prefix that messages name.
         text_tower: how its text tower is to run: auto, plain, truncated or shared.
+        image_tower: how its image tower is to run: auto or plain.
+        compile: whether it is to run under torch.compile.
 
     Returns:
         The loaded CLIP on the CPU.
@@ -101,7 +126,8 @@ def load_clip(
         source = resolve(name, tag, key)
         model = _from_file(Path(ckpt).expanduser(), source) if ckpt else _from_hub(source)
         tokenizer, preprocess = _tokenizer(model, source), _preprocess(model)
-    return LoadedCLIP(name, model.float().eval().requires_grad_(False), tokenizer, preprocess, text_tower)
+    model = model.float().eval().requires_grad_(False)
+    return LoadedCLIP(name, model, tokenizer, preprocess, text_tower, image_tower, compile)
 
 
 def _mini(name: str, tag: str, ckpt: str, key: str) -> tuple[nn.Module, Callable[..., Tensor], Preprocess]:

@@ -1,15 +1,13 @@
 """Prompt vectors for several layers of a transformer, and the loop over its blocks that puts them in their places."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dho_plugin.errors import ConfigError
-
-T = TypeVar("T")
+from dho_plugin.models.blocks import run_layer
 
 
 class DeepPrompts(nn.Module):
@@ -55,9 +53,11 @@ def draw(*shape: int) -> nn.Parameter:
 def run_blocks(
     transformer: nn.Module,
     x: Tensor,
-    deep: Sequence[Tensor],
-    place: Callable[[Tensor, Tensor], Tensor],
+    deep: Sequence[Tensor] = (),
+    place: Callable[[Tensor, Tensor], Tensor] | None = None,
+    *,
     attn_mask: Tensor | None = None,
+    last: Callable[[nn.Module, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Run open_clip's transformer over (N, L, W), with the prompts of layer i put in by `place` before block i.
 
@@ -65,24 +65,20 @@ def run_blocks(
         transformer: open_clip's `Transformer`.
         x: (N, L, W).
         deep: prompts (M, W) of layer 1, 2, ...; layer 0's are in `x`.
-        place: (x, prompts) -> x with the prompts in the place of those of the layer before.
+        place: (x, prompts) -> x with the prompts in the place of those of the layer before; None without `deep`.
         attn_mask: (L, L) additive mask or None.
+        last: (last block, x) -> what is wanted of it, where that is less than all tokens; it takes no mask.
 
     Returns:
-        (N, L, W).
+        (N, L, W), or what `last` returns.
     """
-    for layer, block in enumerate(transformer.resblocks):
+    *blocks, top = [partial(block, attn_mask=attn_mask) for block in transformer.resblocks]
+    top = top if last is None else partial(last, transformer.resblocks[-1])
+    for layer, block in enumerate([*blocks, top]):
         if 0 < layer <= len(deep):
             x = place(x, deep[layer - 1])
-        x = run_layer(transformer, block, x, attn_mask=attn_mask)
+        x = run_layer(transformer, block, x)
     return x
-
-
-def run_layer(transformer: nn.Module, layer: Callable[..., T], *args, **kwargs) -> T:
-    """Call a layer; with `transformer.grad_checkpointing`, open_clip's switch, the backward computes it once more."""
-    if transformer.grad_checkpointing and torch.is_grad_enabled():
-        return checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-    return layer(*args, **kwargs)
 
 
 def check_depth(key: str, depth: int, layers: int, lowest: int = 1) -> None:

@@ -1,11 +1,14 @@
 """CLIP's image transformer with learned prompts beside the image's tokens."""
 
+import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, cat, nn
 
 from dho_plugin.errors import ConfigError
+from dho_plugin.models.blocks import first_token
 from dho_plugin.models.clip import LoadedCLIP
 from dho_plugin.models.deep_prompts import VisualPrompts, run_blocks
+from dho_plugin.models.image_encoder import feature
 
 
 class PromptedImageTower(nn.Module):
@@ -25,6 +28,7 @@ class PromptedImageTower(nn.Module):
         super().__init__()
         vision_width(clip)
         self.visual, self.prompts, self.dropout = clip.model.visual, prompts, nn.Dropout(dropout)
+        self.class_alone = clip.image_path.name == "class token"
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features (B, D), not normalized, of images (B, 3, H, W)."""
@@ -36,9 +40,20 @@ class PromptedImageTower(nn.Module):
             return cat([x[:, :n_tokens], self.dropout(prompts.expand(len(x), -1, -1))], dim=1)
 
         x = cat([x, visual.ln_pre(behind_image(x, self.prompts.VPT)[:, n_tokens:])], dim=1)
-        x = run_blocks(visual.transformer, x, self.prompts.layers(), behind_image)
-        pooled, _ = visual._pool(x[:, :n_tokens])
-        return pooled if visual.proj is None else pooled @ visual.proj
+        last = first_token if self.class_alone else None
+        x = run_blocks(visual.transformer, x, self.prompts.layers(), behind_image, last=last)
+        return feature(visual, x.unsqueeze(1) if self.class_alone else x[:, :n_tokens])
+
+
+def checkpoint_images(clip: LoadedCLIP, on: bool = True) -> None:
+    """Keep only each layer's input for the backward through an image transformer; the rest is computed once more."""
+    if isinstance(clip.model.visual, VisionTransformer):  # nothing learns in another one
+        clip.model.visual.transformer.grad_checkpointing = on
+
+
+def channels_last(clip: LoadedCLIP) -> None:
+    """Keep the weights of an image encoder's convolutions channels last; images and activations follow them."""
+    clip.model.visual.to(memory_format=torch.channels_last)
 
 
 def vision_width(clip: LoadedCLIP) -> int:

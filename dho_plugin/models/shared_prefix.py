@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, arange, cat, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
+from dho_plugin.models.blocks import finish, heads_of, own_precision, projected, run_layer
 from dho_plugin.models.buckets import Bucket, by_length
-from dho_plugin.models.deep_prompts import run_layer
 from dho_plugin.models.prompts import PromptLearner
 from dho_plugin.models.text_tower import TextTower, behind_start
 
@@ -68,26 +67,26 @@ class SharedPrefix(nn.Module):
     def _layer(self, block: nn.Module, prefix: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return what a block makes of the prefix (P, W) and of the classes' tokens (T, W)."""
         mask = self.tower.attn_mask
-        with _own_precision(prefix):
-            q, k, v = _heads(block, _projected(block, block.ln_1(prefix)))
-            prefix = _finish(block, prefix, scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True)[0])
+        with own_precision(prefix):
+            q, k, v = heads_of(block, projected(block, block.ln_1(prefix)))
+            prefix = finish(block, prefix, scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True)[0])
         attended = [
-            attend(*_heads(block, rows), k, v, mask[: bucket.length, : bucket.length])
-            for bucket, rows in self._by_bucket(_projected(block, block.ln_1(x)))
+            attend(*heads_of(block, rows), k, v, mask[: bucket.length, : bucket.length])
+            for bucket, rows in self._by_bucket(projected(block, block.ln_1(x)))
         ]
-        return prefix, _finish(block, x, cat(attended, dim=1))
+        return prefix, finish(block, x, cat(attended, dim=1))
 
     def _ends(self, block: nn.Module, prefix: Tensor, x: Tensor) -> Tensor:
         """Return what a block makes of the end-of-text tokens, (C, W)."""
-        with _own_precision(prefix):
-            k, v = _heads(block, _projected(block, block.ln_1(prefix), "kv"))
+        with own_precision(prefix):
+            k, v = heads_of(block, projected(block, block.ln_1(prefix), "kv"))
         normed, mask, attended = block.ln_1(x), self.tower.attn_mask, []
-        q = _projected(block, normed[self.end_rows], "q")
-        for bucket, rows in self._by_bucket(_projected(block, normed, "kv")):
+        q = projected(block, normed[self.end_rows], "q")
+        for bucket, rows in self._by_bucket(projected(block, normed, "kv")):
             classes = slice(bucket.start, bucket.stop)
             own_mask = mask[self.ends[classes], : bucket.length].unsqueeze(1)
-            attended.append(attend(*_heads(block, q[classes]), *_heads(block, rows), k, v, own_mask))
-        return _finish(block, x[self.end_rows], cat(attended, dim=1))
+            attended.append(attend(*heads_of(block, q[classes]), *heads_of(block, rows), k, v, own_mask))
+        return finish(block, x[self.end_rows], cat(attended, dim=1))
 
     def _by_bucket(self, rows: Tensor) -> Iterator[tuple[Bucket, Tensor]]:
         """Yield each bucket with its rows."""
@@ -118,30 +117,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor, 
     own_weights = weights[..., seen:].reshape(-1, queries, length)  # a view, as are all of these
     from_prefix = torch.bmm(weights[..., :seen], prefix_v).view(-1, queries, width)
     return torch.baddbmm(from_prefix, own_weights, v.reshape(-1, length, width)).view(heads, rows, width)
-
-
-def _projected(block: nn.Module, rows: Tensor, which: str = "qkv") -> Tensor:
-    """Return queries, keys and values, or those named, (R, n * W) of normed rows (R, W)."""
-    first, width = "qkv".index(which), rows.shape[1]
-    own = slice(first * width, (first + len(which)) * width)
-    return linear(rows, block.attn.in_proj_weight[own], block.attn.in_proj_bias[own])
-
-
-def _heads(block: nn.Module, rows: Tensor) -> Tensor:
-    """Return (n, H, R, d) of projected rows (R, n * W): each head's rows together, as attention needs them."""
-    attn = block.attn
-    return rows.view(len(rows), -1, attn.num_heads, attn.head_dim).permute(1, 2, 0, 3).contiguous()
-
-
-def _finish(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
-    """Return what a block makes of x (R, W) and of what its attention gave, (H, R, d)."""
-    x = x + block.ls_1(block.attn.out_proj(attended.transpose(0, 1).flatten(1)))
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
-
-
-def _own_precision(x: Tensor) -> AbstractContextManager:
-    """Switch autocast off."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def _alike(tokens: Tensor) -> int:

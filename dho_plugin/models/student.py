@@ -22,12 +22,15 @@ class Student(nn.Module):
         open_vocabulary: whether what was learned holds for the names of any classes, not of the trained ones only.
         storable: whether the features are those of a frozen CLIP and nothing else sees the images, so that
             stored features do for them.
+        wants_frozen: whether `extra_loss` takes the frozen CLIP's features of the labeled images, which may be stored
+            ones, beside the images.
         text_path: how its text features are computed, for the log; None without a text tower.
     """
 
     feature_dim: int
     open_vocabulary: bool = False
     storable: bool = False
+    wants_frozen: bool = False
     text_path: TextPath | None = None
 
     def features(self, images: Tensor) -> Tensor:
@@ -43,7 +46,10 @@ class Student(nn.Module):
         raise TypeError(f"{type(self).__name__} defines no learnable")
 
     def extra_loss(self, images: Tensor, features: Tensor, logits_ce: Tensor) -> Tensor | None:
-        """Return a further term of the method's own loss on the labeled batch, or None; lambda weighs it, too."""
+        """Return a further term of the method's own loss on the labeled batch, or None; lambda weighs it, too.
+
+        Where the student `wants_frozen`, it takes stored features, (B, D), as a fourth argument.
+        """
         return None
 
 
@@ -59,7 +65,7 @@ class CLIPStudent(Student):
     def __init__(self, clip: LoadedCLIP, visual_prompts: VisualPrompts | None = None, dropout: float = 0.0):
         super().__init__()
         self.clip_model, self.feature_dim, self.zeta = clip.model, clip.feature_dim, clip.zeta
-        self.text_path = class_path(clip)
+        self.text_path, self._encode_image = class_path(clip), clip.encode_image
         self.image_tower = None if visual_prompts is None else PromptedImageTower(clip, visual_prompts, dropout)
 
     @property
@@ -81,7 +87,7 @@ class CLIPStudent(Student):
     @torch.no_grad()
     def frozen_features(self, images: Tensor) -> Tensor:
         """Return the features (B, D) of the CLIP as it came, not normalized, without a gradient."""
-        return self.clip_model.encode_image(images)
+        return self._encode_image(images)
 
 
 class DualHeadNet(nn.Module):
@@ -97,7 +103,11 @@ class DualHeadNet(nn.Module):
         self.student, self.kd_head = student, kd_head
 
     def forward(
-        self, images: Tensor | None, n_labeled: int | None = None, features: Tensor | None = None
+        self,
+        images: Tensor | None,
+        n_labeled: int | None = None,
+        features: Tensor | None = None,
+        frozen: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Run the labeled images and, after them, the unlabeled ones through the student once.
 
@@ -105,6 +115,7 @@ class DualHeadNet(nn.Module):
             images: (B + B', 3, H, W), labeled ones first; None where their features are given.
             n_labeled: B; None when all of them want CE logits.
             features: (B + B', D), stored features of a student that allows it; see `Student.storable`.
+            frozen: (B, D), stored features of the frozen CLIP for a student that `wants_frozen`.
 
         Returns:
             logits_ce (B, C); logits_kd (B + B', C) or None; the student's extra loss or None.
@@ -113,5 +124,6 @@ class DualHeadNet(nn.Module):
         labeled = z[:n_labeled]
         logits_ce, extra = self.student.logits_ce(labeled), None
         if self.training and features is None:
-            extra = self.student.extra_loss(images[:n_labeled], labeled, logits_ce)
+            stored = () if frozen is None else (frozen,)
+            extra = self.student.extra_loss(images[:n_labeled], labeled, logits_ce, *stored)
         return logits_ce, None if self.kd_head is None else self.kd_head(z), extra

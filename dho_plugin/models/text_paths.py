@@ -10,6 +10,7 @@ from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentio
 from torch import Tensor, cat, nn
 
 from dho_plugin.errors import ConfigError
+from dho_plugin.models.blocks import is_plain
 from dho_plugin.models.buckets import by_length, most_buckets
 from dho_plugin.models.clip import LoadedCLIP
 from dho_plugin.models.deep_prompts import DeepPrompts
@@ -123,7 +124,7 @@ def uncut(tower: TextTower) -> str:
 
 def unpacked(tower: TextTower) -> str:
     """Return why the attention of a tower's blocks cannot be computed apart from the block, or ""."""
-    return "" if all(map(_is_plain, tower.transformer.resblocks)) else "its attention is not plain multi-head attention"
+    return "" if all(map(is_plain, tower.transformer.resblocks)) else "its attention is not plain multi-head attention"
 
 
 def unshared(prompts: PromptLearner, deep: DeepPrompts | None = None) -> str:
@@ -135,20 +136,6 @@ def unshared(prompts: PromptLearner, deep: DeepPrompts | None = None) -> str:
     if deep is not None and any(len(own) > prompts.n_ctx for own in deep.layers()):
         return "deep prompts reach behind the context"
     return ""
-
-
-def _is_plain(block: nn.Module) -> bool:
-    attn = getattr(block, "attn", None)
-    return (
-        type(block) is ResidualAttentionBlock
-        and type(attn) is nn.MultiheadAttention
-        and not hasattr(block, "ln_1_kv")
-        and attn.in_proj_weight is not None
-        and attn.in_proj_bias is not None
-        and attn.bias_k is None
-        and not attn.add_zero_attn
-        and not attn.dropout
-    )
 
 
 def _requested(requested: str, possible: TextPath, obstacles: dict[str, str]) -> TextPath:

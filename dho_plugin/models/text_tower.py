@@ -77,7 +77,8 @@ class TextTower(nn.Module):
         """
         length = prompts.shape[1]
         x, mask = prompts + self.positional_embedding[:length], self.attn_mask
-        x = run_blocks(self.transformer, x, deep, behind_start, None if mask is None else mask[:length, :length])
+        mask = None if mask is None else mask[:length, :length]
+        x = run_blocks(self.transformer, x, deep, behind_start, attn_mask=mask)
         return self.project(self.ln_final(x)[arange(len(x), device=x.device), eot])
 
     def project(self, x: Tensor) -> Tensor:

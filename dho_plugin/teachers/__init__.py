@@ -11,6 +11,7 @@ from dho_plugin.engine.data import ClassInfo
 from dho_plugin.engine.views import Preprocess
 from dho_plugin.errors import ConfigError, DataError
 from dho_plugin.models.clip import LoadedCLIP, load_clip
+from dho_plugin.models.image_tower import channels_last
 from dho_plugin.teachers.zeroshot import ZeroShotTeacher
 
 TYPES = ("zero_shot", "placebo")
@@ -43,7 +44,10 @@ def load_teacher(cfg, student: LoadedCLIP) -> LoadedCLIP:
     if node.TYPE == "placebo":
         return student
     text = "plain" if cfg.MODEL.TEXT_TOWER == "plain" else "auto"  # other ways are forced on the student's prompts
-    clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, key="TRAINER.DHO.TEACHER", text_tower=text)
+    ways = {"text_tower": text, "image_tower": cfg.MODEL.IMAGE_TOWER, "compile": cfg.MODEL.COMPILE}
+    clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, key="TRAINER.DHO.TEACHER", **ways)
+    if cfg.MODEL.CHANNELS_LAST:
+        channels_last(clip)
     clip.model.to(student.device)  # before its class features: thousands of prompts are slow on a CPU
     return clip
 

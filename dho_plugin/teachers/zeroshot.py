@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class ZeroShotTeacher(nn.Module):
     def __init__(self, clip: LoadedCLIP, classnames: Sequence[str], templates: Sequence[str], zeta: float = 0.0):
         super().__init__()
         self.model: nn.Module | None = clip.model
+        self._encode_image: Callable[[Tensor], Tensor] | None = clip.encode_image
         self.head = zero_shot_head(clip, classnames, templates, zeta)
         self.eval().requires_grad_(False)
 
@@ -34,7 +35,7 @@ class ZeroShotTeacher(nn.Module):
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """Return the features (B, D) of images (B, 3, H, W) in the teacher's own size and normalization."""
-        return self.model.encode_image(images)
+        return self._encode_image(images)
 
     @torch.no_grad()
     def forward(self, features: Tensor) -> Tensor:
@@ -43,4 +44,4 @@ class ZeroShotTeacher(nn.Module):
 
     def drop_encoder(self) -> None:
         """Let go of the encoder, where all features are stored: a large one fills a good part of a GPU."""
-        self.model = None
+        self.model = self._encode_image = None

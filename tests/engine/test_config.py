@@ -108,6 +108,7 @@ def test_a_missing_file_lists_its_neighbours(cfg, tmp_path):
         ("DATALOADER.TEST.BATCH_SIZE", "0"),
         ("SEED", "4294967296"),
         ("MODEL.TEXT_TOWER", "fast"),
+        ("MODEL.IMAGE_TOWER", "fast"),
         ("MODEL.INIT_WEIGHTS", "some.pth"),
     ],
 )

@@ -1,5 +1,8 @@
 """Visual prompts against a vision transformer written from the published formulas, in float64."""
 
+import copy
+import dataclasses
+
 import open_clip
 import pytest
 import torch
@@ -8,9 +11,16 @@ from dho_plugin.engine.views import Preprocess
 from dho_plugin.errors import ConfigError
 from dho_plugin.models.clip import LoadedCLIP, load_clip
 from dho_plugin.models.deep_prompts import VisualPrompts, check_depth
-from dho_plugin.models.image_tower import PromptedImageTower, vision_layers, vision_width
+from dho_plugin.models.image_tower import (
+    PromptedImageTower,
+    channels_last,
+    checkpoint_images,
+    vision_layers,
+    vision_width,
+)
 from dho_plugin.models.mini import MINI_MODELS, build_mini, mini_preprocess, mini_tokenizer
 
+WAYS = ("plain", "auto")
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 
 
@@ -21,6 +31,20 @@ def tower_of(clip, n_ctx=4, depth=3, dropout=0.0):
         for p in prompts.parameters():
             p.mul_(20)
     return PromptedImageTower(clip, prompts, dropout)
+
+
+def changed(clip, **fields):
+    """Return a copy of a CLIP with its own weights, in float64, and some of its fields."""
+    return dataclasses.replace(clip, model=copy.deepcopy(clip.model).double(), **fields)
+
+
+def outcome(tower, dropped=False):
+    """Return the features, and the gradients of a fixed function of them."""
+    torch.manual_seed(4)
+    features = tower.train(dropped)(IMAGES.double())
+    direction = torch.randn(features.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    learned = [tower.prompts.VPT, *tower.prompts.layers()]
+    return [features.detach(), *torch.autograd.grad((features * direction).sum(), learned)]
 
 
 def in_float64(prompts):
@@ -46,6 +70,62 @@ def test_features_and_gradients_as_published(tiny_clip, reference, n_ctx, depth)
     assert len(tower.prompts.layers()) == depth - 1
     assert_features_and_gradients(tower, reference)
     assert all(p.grad is None for p in tiny_clip.model.parameters())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_the_class_token_alone_gives_the_features_and_gradients_of_all_tokens(tiny_clip, depth, dropout):
+    plain, fast = (tower_of(changed(tiny_clip, image_tower=way), depth=depth, dropout=dropout).double() for way in WAYS)
+    assert (plain.class_alone, fast.class_alone) == (False, True)
+    for own, other in zip(outcome(fast, dropout > 0), outcome(plain, dropout > 0), strict=True):
+        assert other.norm() > 1e-3
+        assert (own - other).norm() < 1e-12 * other.norm()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("image_tower", WAYS)
+def test_checkpointing_changes_nothing_but_what_is_kept(tiny_clip, image_tower, dropout):
+    clip, kept = changed(tiny_clip, image_tower=image_tower), []
+    tower = tower_of(clip, dropout=dropout).double()
+    whole = outcome(tower, dropout > 0)
+    for on in (False, True):
+        checkpoint_images(clip, on)
+        kept.append(saved_numbers(tower))
+    assert kept[1] < kept[0] / 4
+    for own, other in zip(outcome(tower, dropout > 0), whole, strict=True):
+        assert torch.equal(own, other)
+
+
+def saved_numbers(tower):
+    """Return how many numbers the forward keeps for the backward; a layer that is computed again keeps its input."""
+    kept = {}
+    own = {p.untyped_storage().data_ptr() for p in tower.parameters()}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        tower(IMAGES.double())
+    return sum(tensor.numel() for place, tensor in kept.items() if place not in own)
+
+
+def test_checkpointing_leaves_an_encoder_without_a_transformer_alone(tiny_resnet_state, tmp_path):
+    torch.save(tiny_resnet_state, tmp_path / "resnet.pt")
+    clip = load_clip("RN50", ckpt=str(tmp_path / "resnet.pt"))
+    checkpoint_images(clip)
+    assert not hasattr(clip.model.visual, "transformer")
+
+
+def test_channels_last_changes_the_order_of_the_numbers_and_not_the_features(tiny_resnet_state, tmp_path):
+    torch.save(tiny_resnet_state, tmp_path / "resnet.pt")
+    clip = load_clip("RN50", ckpt=str(tmp_path / "resnet.pt"))
+    before, seen = clip.encode_image(IMAGES), []
+    clip.model.visual.layer3.register_forward_hook(lambda _, inputs, output: seen.extend((*inputs, output)))
+    channels_last(clip)
+    torch.testing.assert_close(clip.encode_image(IMAGES), before, rtol=1e-5, atol=1e-6)
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
+    assert not any(x.is_contiguous() for x in seen)
 
 
 def test_layers_above_the_depth_go_on_with_what_the_prompts_became(tiny_clip, reference):

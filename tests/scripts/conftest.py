@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent.parent
 # A stand-in for Python: notes what it is asked to train, and pretends to. $FAIL names runs and exit codes.
 STAND_IN = """#!/usr/bin/env bash
 case "$2" in
-  dho_plugin.train) ;;
+  dho_plugin.train | torch.distributed.run) ;;
   dho_plugin.tables) shift 2; echo "tables $*"; exit 0 ;;
   dho_plugin.data.mini) exit 0 ;;
   *) exec {python} "$@" ;;

@@ -234,3 +234,23 @@ def test_small_sets_are_not_warmed_up_longer_than_they_train(pretend, dataset, s
     line = " ".join(calls[4])
     assert ("OPTIM.WARMUP_STEPS 0 OPTIM.WARMUP_STEPS 7" in line) == steps
     assert line.endswith("OPTIM.WARMUP_STEPS 7")
+
+
+def test_processes_of_one_run_are_started_together_run_after_run(pretend):
+    done, calls = pretend("scripts/coop_dho.sh", "mini", "4", SEEDS="1 2", PROCESSES="8")
+    assert done.returncode == 0, done.stderr
+    assert [call[0] for call in calls] == ["start", "end"] * 4
+    for call in calls[::2]:
+        words = " ".join(call[5:])
+        assert words.startswith("-m torch.distributed.run --standalone --nproc_per_node 8 -m dho_plugin.train --root")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"PROCESSES": "many"}, "PROCESSES is 'many'"), ({"PROCESSES": "2", "GPUS": "0 1"}, "set one of them")],
+)
+def test_processes_that_make_no_sense_are_refused(pretend, settings, message):
+    done, calls = pretend("scripts/coop_dho.sh", "mini", "4", **settings)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not calls
