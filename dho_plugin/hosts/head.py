@@ -76,12 +76,15 @@ class HostHead(nn.Module):
         Raises:
             CheckpointError: it is another kind of head, or of another width.
         """
-        saved = {key: value for key, value in state_dict.items() if isinstance(value, Tensor)}
-        kind = state_dict.get("_extra_state", {}).get("kind")
-        weight = saved.get("head.weight")
-        if kind != self.kind or weight is None or weight.shape[1] != self.feature_dim:
+        kind, weight = state_dict.get("_extra_state", {}).get("kind"), state_dict.get("head.weight")
+        if kind is None or weight is None:
             raise CheckpointError(
-                f"kd_head: the saved head is {kind!r} with weights {None if weight is None else tuple(weight.shape)}, "
+                f"kd_head: the file holds {', '.join(state_dict)}, and no head of a host's trainer with DHO: evaluate "
+                "or resume a run with the trainer that wrote it (ours, X_DHO, and the host's, X_DHO_twin, are two)"
+            )
+        if kind != self.kind or weight.shape[1] != self.feature_dim:
+            raise CheckpointError(
+                f"kd_head: the saved head is {kind!r} with weights {tuple(weight.shape)}, "
                 f"this run's is {self.kind!r} on features of width {self.feature_dim}: set TRAINER.DHO.KD_HEAD and "
                 "MODEL.BACKBONE.NAME as they were"
             )

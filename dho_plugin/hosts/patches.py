@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import io
 import sys
@@ -16,6 +15,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from dho_plugin.errors import ConfigError
+from dho_plugin.hosts.protocol import dassl
 
 
 class Patch(NamedTuple):
@@ -52,7 +52,7 @@ def _no_download(*_, **__) -> None:
 
 
 def _schedulers() -> ModuleType:
-    return importlib.import_module("dassl.optim.lr_scheduler")
+    return dassl("dassl.optim.lr_scheduler")
 
 
 def _warmup() -> LRScheduler:
@@ -97,8 +97,8 @@ def _unreadable() -> bool:
 
 def _read_schedulers() -> None:
     """Let torch's restricted reader build the classes that Dassl pickles: its schedulers and torch's optimizers."""
-    dassl, optim = _schedulers(), torch.optim
-    known = [dassl.ConstantWarmupScheduler, dassl.LinearWarmupScheduler]
+    theirs, optim = _schedulers(), torch.optim
+    known = [theirs.ConstantWarmupScheduler, theirs.LinearWarmupScheduler]
     known += [optim.lr_scheduler.CosineAnnealingLR, optim.lr_scheduler.StepLR, optim.lr_scheduler.MultiStepLR]
     known += [optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop]
     # Its reader fills plain dicts only, and a momentum lies in a defaultdict.

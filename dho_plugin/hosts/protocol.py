@@ -22,6 +22,7 @@ DASSL = {
     "dassl.data.datasets": ("DATASET_REGISTRY", "build_dataset"),
     "dassl.data.transforms": ("build_transform",),
     "dassl.optim": ("build_optimizer", "build_lr_scheduler"),
+    "dassl.optim.lr_scheduler": ("_BaseWarmupScheduler", "ConstantWarmupScheduler", "LinearWarmupScheduler"),
 }
 
 

@@ -177,6 +177,19 @@ def test_a_wrong_command_is_one_message(capsys, monkeypatch, words, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_dassl_with_other_schedulers_is_one_message(tmp_path):
+    for file in ("config/defaults.py", "optim/lr_scheduler.py", "config/__init__.py", "optim/__init__.py"):
+        (tmp_path / "dassl" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "dassl" / file).write_text("_C = ConstantWarmupScheduler = None\n")
+    (tmp_path / "dassl/__init__.py").write_text("__version__ = '0.9'\n")
+    (tmp_path / "train.py").touch()
+    command = [sys.executable, "-m", "dho_plugin.hosts", "--dassl", str(tmp_path), str(tmp_path / "train.py")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    expected = "Dassl 0.9: dassl.optim.lr_scheduler has no _BaseWarmupScheduler, LinearWarmupScheduler; written for"
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert expected in done.stderr
+
+
 def test_a_local_file_of_weights(monkeypatch, tmp_path):
     clip = SimpleNamespace(_download=lambda url: "downloaded")
     monkeypatch.setitem(sys.modules, "clip", SimpleNamespace(clip=clip))

@@ -138,6 +138,14 @@ def test_a_head_of_another_kind_is_refused(host_run, tmp_path):
         host_run("Frozen_DHO", "eval", "TRAINER.DHO.KD_HEAD", "linear", flags=flags)
 
 
+def test_a_head_of_our_own_trainer_is_refused(host_run, tmp_path):
+    host_run("Frozen_DHO", "run", "TEST.NO_TEST", "True")
+    file = tmp_path / "run/kd_head/model.pth.tar-2"
+    torch.save({"state_dict": {"weight": torch.ones(4, 32)}, "epoch": 2}, file)  # as CoOp_DHO's lies there
+    with pytest.raises(CheckpointError, match=r"holds weight, and no head of a host's trainer with DHO"):
+        host_run("Frozen_DHO", "eval", flags=("--model-dir", str(tmp_path / "run"), *EVALUATE))
+
+
 def test_an_inference_that_gives_no_logits(host_run, monkeypatch):
     trainer = host_run("Frozen_DHO", "run", "TEST.NO_TEST", "True")
     monkeypatch.setattr(trainer.host, "model_inference", lambda self, images: torch.zeros(len(images), 4))
@@ -181,8 +189,22 @@ def test_what_is_no_trainer_of_dassls(small_host):
         ("SEARCH", "True", r"TRAINER\.DHO\.SEARCH is not supported"),
         ("ROUTE", "C", r"TRAINER\.DHO\.ROUTE is 'C'"),
         ("TEACHER.MODE", "cached", r"TRAINER\.DHO\.TEACHER\.MODE cached"),
+        ("TEACHER.MODE", "fill", r"TRAINER\.DHO\.TEACHER\.MODE fill: a host's views are drawn anew"),
     ],
 )
 def test_wrong_settings(host_trainer, key, value, message):
     with pytest.raises(ConfigError, match=message):
         host_trainer("Frozen_DHO", f"TRAINER.DHO.{key}", value)
+
+
+def test_settings_that_only_our_own_trainers_read_are_refused(host_trainer):
+    options = ("TRAIN.ACCUMULATION", "2", "TEST.SHIFTED", "('ImageNetR',)", "DATASET.TEMPLATES", "('a {}',)")
+    with pytest.raises(ConfigError, match=r"^TRAIN\.ACCUMULATION, TEST\.SHIFTED: only our own trainers read that"):
+        host_trainer("Frozen_DHO", *options)
+
+
+@pytest.mark.parametrize("name", ["Frozen_DHO", "CoOp_DHO"])
+def test_several_processes_are_refused(host_trainer, monkeypatch, name):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"started 2 processes \(WORLD_SIZE\), and a host's train\.py knows one"):
+        host_trainer(name)

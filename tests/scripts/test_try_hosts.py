@@ -12,6 +12,12 @@ def test_a_wrong_command(run, words):
     assert "usage: bash scripts/try_hosts.sh HOSTS_DIR" in done.stderr if not words else "no such folder" in done.stderr
 
 
+def test_a_trainer_that_is_not_tried(run, tmp_path):
+    done = run("scripts/try_hosts.sh", str(tmp_path), "CoOp_DHO", "CoOp")
+    assert done.returncode == 2
+    assert "nothing to try is called 'CoOp'; there are: CoOp_DHO CoOp_DHO_twin CoCoOp_DHO" in done.stderr
+
+
 def test_missing_and_edited_clones(run, tmp_path):
     done = run("scripts/try_hosts.sh", str(tmp_path))
     assert done.returncode == 2
