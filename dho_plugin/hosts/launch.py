@@ -25,8 +25,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dassl", default="", help="folder of Dassl.pytorch, where it is not installed")
     parser.add_argument("--weights", default="", help="file from which the host loads CLIP, in place of its download")
     parser.add_argument("--no-patch", action="append", default=[], metavar="NAME", help="leave a patch out")
-    parser.add_argument("script", help="the host's train.py")
-    parser.add_argument("args", nargs=argparse.REMAINDER, help="the host's own arguments")
+    parser.add_argument("script", metavar="train.py", help="the host's script")
+    parser.add_argument("args", metavar="ARGS", nargs=argparse.REMAINDER, help="the host's own arguments")
     return parser
 
 
