@@ -26,7 +26,8 @@ class ImageNet(DatasetBase):
             draw, by_label = random.Random(cfg.SEED), {}
             for item in train:
                 by_label.setdefault(item.label, []).append(item)
-            train = [item for items in by_label.values() for item in draw.sample(items, cfg.DATASET.NUM_SHOTS)]
+            shots = cfg.DATASET.NUM_SHOTS
+            train = [item for items in by_label.values() for item in draw.sample(items, min(shots, len(items)))]
         super().__init__(train_x=train, test=test)
 
 

@@ -16,6 +16,9 @@ def extend_cfg(cfg):
 def setup_cfg(args):
     cfg = get_cfg_default()
     extend_cfg(cfg)
+    for path in (args.dataset_config_file, args.config_file):
+        if path:
+            cfg.merge_from_file(path)
     cfg.DATASET.ROOT, cfg.OUTPUT_DIR, cfg.SEED, cfg.TRAINER.NAME = args.root, args.output_dir, args.seed, args.trainer
     cfg.merge_from_list(args.opts)
     cfg.freeze()
@@ -24,7 +27,7 @@ def setup_cfg(args):
 
 def build_parser():
     parser = argparse.ArgumentParser()
-    for flag in ("--root", "--output-dir", "--trainer", "--model-dir"):
+    for flag in ("--root", "--output-dir", "--trainer", "--model-dir", "--dataset-config-file", "--config-file"):
         parser.add_argument(flag, default="")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--eval-only", action="store_true")
