@@ -40,5 +40,7 @@ setup(
         "tqdm",
     ],
     extras_require={"test": ["pytest", "hypothesis", "ruff==0.17.*"]},
-    entry_points={"console_scripts": ["dho-train=dho_plugin.train:main"]},
+    entry_points={
+        "console_scripts": ["dho-train=dho_plugin.train:main", "dho-host=dho_plugin.hosts.launch:main"],
+    },
 )

@@ -29,6 +29,8 @@ FLOORS = {
     "dho_plugin.rows": 6,
     "dho_plugin.paired": 6,
     "dho_plugin.paper": 6,
+    "dho_plugin.hosts": 6,
+    "dho_plugin.register": 6,
 }
 
 
