@@ -1,0 +1,54 @@
+"""Passes over images in their training views, once and before any step: stored features where there are any."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dho_plugin.engine.data import ImageList
+from dho_plugin.engine.feature_sets import FeatureBatches
+from dho_plugin.engine.loaders import train_loader
+
+
+@torch.no_grad()
+def view_passes(trainer, items: ImageList, count: int) -> tuple[Tensor, Tensor]:
+    """Return the student's features of all images in `count` passes, as training shows them in its first passes.
+
+    Pass k shows view k, or k modulo INPUT.VIEWS. By MODEL.FEATURES they are stored, read or computed.
+
+    Args:
+        trainer: the run's trainer; its student's image encoder is a frozen CLIP.
+        items: n images.
+        count: number of passes.
+
+    Returns:
+        (count, n, D) features and (n,) int64 labels, on the trainer's device.
+    """
+    views = min(count, trainer.cfg.INPUT.VIEWS or count)
+    found = trainer.find("student", trainer.student_mode(training=True), "train", views, trainer.clip(), items)
+    if found is not None:
+        print(f"The student's features (train, {views} views) are read from {found.store.folder}")
+        skip = trainer.cfg.DATASET.UNREADABLE == "skip"
+        batches = FeatureBatches(items, {"features": found}, unreadable="next" if skip else "error")
+        positions = np.arange(len(items))
+        each = [trainer.to_device(batches(positions, np.full_like(positions, view))) for view in range(views)]
+        features, labels = torch.stack([one["features"] for one in each]), each[0]["label"]
+    else:
+        features, labels = _computed(trainer, items, views)
+    return features[torch.arange(count, device=features.device) % views], labels
+
+
+def _computed(trainer, items: ImageList, views: int) -> tuple[Tensor, Tensor]:
+    loader, count = trainer.cfg.DATALOADER, len(items)
+    keys = [(position, view) for view in range(views) for position in range(count)]
+    size = loader.TEST.BATCH_SIZE
+    batches = [keys[start : start + size] for start in range(0, len(keys), size)]
+    dataset = trainer.fill_dataset(trainer.clip(), items)
+    features, labels = [], []
+    for batch in train_loader(dataset, batches, workers=loader.NUM_WORKERS, device=trainer.device):
+        on = trainer.to_device(batch)
+        with trainer.accelerator.autocast():
+            features.append(trainer.student.features(on["img"]).float())
+        labels.append(on["label"])
+    return torch.cat(features).view(views, count, -1), torch.cat(labels)[:count]
