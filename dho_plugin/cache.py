@@ -81,8 +81,8 @@ def parts(args: argparse.Namespace, trainer) -> Iterator:
     teacher = trainer.load_teacher() if trainer.dho else None  # also for the student: images are decoded for both
     if "teacher" in asked and not storable(teacher):
         raise ConfigError(
-            f"the image encoder of the run {teacher.directory} is no frozen CLIP, so there is nothing of the teacher to "
-            "store: --what student"
+            f"the image encoder of the run {teacher.directory} is no frozen CLIP, so there is nothing of the teacher "
+            "to store: --what student"
         )
     for who in asked if len(train) and trainer.get_model_names() else ():
         clip = teacher if who == "teacher" else trainer.clip()

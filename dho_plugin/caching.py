@@ -166,8 +166,8 @@ class FeatureCaching:
             return mode if storable(teacher) else "online"
         if mode != "online":
             raise ConfigError(
-                f"TRAINER.DHO.TEACHER.MODE is {mode}, but the image encoder of the run {teacher.directory} is no frozen "
-                "CLIP, and only such a one's features are stored: use auto or online"
+                f"TRAINER.DHO.TEACHER.MODE is {mode}, but the image encoder of the run {teacher.directory} is no "
+                "frozen CLIP, and only such a one's features are stored: use auto or online"
             )
         return mode
 

@@ -1,4 +1,4 @@
-"""Passes over images in their training views, once and before any step: stored features where there are any."""
+"""Features of a frozen student outside of the steps: passes over training views, and images of an evaluation."""
 
 from __future__ import annotations
 
@@ -37,6 +37,25 @@ def view_passes(trainer, items: ImageList, count: int) -> tuple[Tensor, Tensor]:
     else:
         features, labels = _computed(trainer, items, views)
     return features[torch.arange(count, device=features.device) % views], labels
+
+
+@torch.no_grad()
+def evaluated_features(trainer, items: ImageList, title: str) -> tuple[Tensor, Tensor]:
+    """Return the student's features (n, D) and labels (n,) of those images of an evaluation that can be read.
+
+    Args:
+        trainer: the run's trainer; its student's image encoder is a frozen CLIP.
+        items: the images.
+        title: what an evaluation calls them.
+    """
+    features, labels = [], []
+    for batch in trainer.eval_batches(ImageList.of(items), title):
+        on = trainer.to_device(batch)
+        with trainer.accelerator.autocast():
+            features.append(on["features"] if "features" in on else trainer.student.features(on["img"]))
+        labels.append(on["label"])
+    known = torch.cat(labels) >= 0
+    return torch.cat(features)[known].float(), torch.cat(labels)[known]
 
 
 def _computed(trainer, items: ImageList, views: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dho_plugin.core.tip_adapter import mean_keys, search_cache
 from dho_plugin.dho_trainer import DHOTrainer
-from dho_plugin.engine.data import ClassInfo, ImageList
+from dho_plugin.engine.data import ClassInfo
 from dho_plugin.engine.fingerprint import weights_fingerprint
 from dho_plugin.engine.optim import StepSchedule, build_optimizer
 from dho_plugin.engine.registry import TRAINER_REGISTRY
@@ -19,7 +19,7 @@ from dho_plugin.errors import ConfigError
 from dho_plugin.models.clip import LoadedCLIP
 from dho_plugin.models.student import CLIPStudent, Student
 from dho_plugin.models.zeroshot import class_features
-from dho_plugin.passes import view_passes
+from dho_plugin.passes import evaluated_features, view_passes
 from dho_plugin.teachers.cache_adapter import FILE_NAME, CacheAdapter, write_adapter
 
 
@@ -114,7 +114,7 @@ class TipAdapter(DHOTrainer):
         """Choose alpha and beta on the validation images."""
         self.set_model_mode("eval")
         student, node = self.student, self.cfg.TRAINER.TIPADAPTER
-        features, labels = self.validation_features()
+        features, labels = evaluated_features(self, self.dataset.val, "validation")
         unit = F.normalize(features.float(), dim=-1)
         parts = F.linear(unit, student.text) / student.zeta, F.linear(unit, student.adapter.keys)
         found = search_cache(*parts, student.adapter.values, labels, node.SEARCH_SCALE, node.SEARCH_STEP)
@@ -122,13 +122,6 @@ class TipAdapter(DHOTrainer):
         student.adapter.beta.fill_(found.beta)
         at = f"alpha {found.alpha:.3f}, beta {found.beta:.3f}"
         print(f"Tip-Adapter's {at}: {found.accuracy:.1f}% on {len(labels):,} validation images")
-
-    def validation_features(self) -> tuple[Tensor, Tensor]:
-        """Return the features (V, D) and labels (V,) of the validation images that can be read."""
-        batches = map(self.to_device, self.eval_batches(ImageList.of(self.dataset.val), "validation"))
-        pairs = [(b["features"] if "features" in b else self.student.features(b["img"]), b["label"]) for b in batches]
-        features, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        return features[labels >= 0], labels[labels >= 0]
 
     def write_results(self) -> None:
         """Write the file that a few-shot teacher is made of, then results.json."""

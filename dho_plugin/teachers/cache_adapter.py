@@ -119,8 +119,8 @@ def read_adapter(where: str | Path, key: str = "TRAINER.DHO.TEACHER.ADAPTER") ->
         path = path / FILE_NAME
     if not path.is_file():
         raise CheckpointError(
-            f"{key}: there is no {path}; a finished run of `{MAKE_ONE}` leaves it in its folder. Name that folder, or a "
-            "file of the released implementation"
+            f"{key}: there is no {path}; a finished run of `{MAKE_ONE}` leaves it in its folder. Name that folder, or "
+            "a file of the released implementation"
         )
     state = load_checkpoint(path)
     _check_parts(state, path, key)

@@ -104,7 +104,7 @@ def _own_columns(adapter: AdapterFile, classes: Sequence[ClassInfo]) -> Tensor:
     if missing := [info.key for info in classes if info.key not in place]:
         raise CheckpointError(
             f"{KEY}: {adapter.path} knows {len(place)} classes, of which the student's {missing[:3]} are none "
-            f"({len(missing)} of {len(classes)} are missing): make one of the student's data set and half of the classes"
+            f"({len(missing)} of {len(classes)} are missing): make one of the student's data set and half of classes"
         )
     return torch.tensor([place[info.key] for info in classes])
 
@@ -117,8 +117,8 @@ def _released_columns(adapter: AdapterFile, count: int, cfg) -> Tensor:
     kept = half(known, which) if known > 1 else range(known)
     if which == "all" or len(kept) != count:
         raise CheckpointError(
-            f"{KEY}: {adapter.path} has {known} classes, the student {count} (DATASET.SUBSAMPLE_CLASSES {which}): it is "
-            "of another data set"
+            f"{KEY}: {adapter.path} has {known} classes, the student {count} (DATASET.SUBSAMPLE_CLASSES {which}): it "
+            "is of another data set"
         )
     return torch.tensor(kept)
 

@@ -79,9 +79,9 @@ class RunEncoder:
 class RunTeacher(FrozenTeacher):
     """A run's own prediction as logits: log p of both heads' mix (DHO, Eq. 11), at the run's alpha and beta.
 
-    A KL at temperature eta wants logits l with p = softmax(l), of which it takes softmax(l / eta). log p is such an l for
-    any prediction, and so is what a model with one head has by itself. Of the student's classes both heads' logits are
-    cut out first, as the run's own evaluation does it.
+    A KL at temperature eta wants logits l with p = softmax(l), of which it takes softmax(l / eta). log p is such an l
+    for any prediction, and for a model with one head it is that head's logits. Of the student's classes both heads'
+    logits are cut out first, as the run's own evaluation does it.
 
     Args:
         clip: the run's encoder.
