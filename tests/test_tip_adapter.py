@@ -204,8 +204,9 @@ def test_cached_and_online_teachers_are_the_same(taught, finished, student):
         taught(finished("TipAdapterF"), *options, "TRAINER.DHO.TEACHER.MODE", mode, trainer=student, name=mode)
         for mode in ("online", "fill")
     ]
-    assert "img_teacher" in (first := next(runs[0].streams[1]))
-    assert "img_teacher" not in (stored := next(runs[1].streams[1]))
+    first, stored = (next(run.streams[1]) for run in runs)
+    assert "img_teacher" in first
+    assert "img_teacher" not in stored
     assert runs[1].teacher.model.model is None
     pair = [run.teacher_logits([batch]) for run, batch in zip(runs, (first, stored), strict=True)]
     torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-3)
