@@ -25,7 +25,7 @@ class CacheSearch(NamedTuple):
 
 
 def mean_keys(passes: Tensor) -> Tensor:
-    """The cache's keys F_train: each image's mean feature over its augmented views, of unit length (section 3.2).
+    """The cache's keys F_train: each image's mean feature over its augmented views, of unit length, as released.
 
     Args:
         passes: (K, N, D) float, features of N images in K views, of any length.
@@ -37,7 +37,7 @@ def mean_keys(passes: Tensor) -> Tensor:
 
 
 def cache_logits(affinity: Tensor, values: Tensor, beta: float) -> Tensor:
-    """phi(x) = exp(-beta (1 - x F_train^T)) L_train (Tip-Adapter, Eq. 3 and 4).
+    """phi(x) = exp(-beta (1 - x F_train^T)) L_train, what the cache model says (Tip-Adapter).
 
     Args:
         affinity: (B, N) float, x F_train^T of unit features and keys.
@@ -53,7 +53,7 @@ def cache_logits(affinity: Tensor, values: Tensor, beta: float) -> Tensor:
 def tip_logits(
     features: Tensor, text: Tensor, keys: Tensor, values: Tensor, *, alpha: float, beta: float, zeta: float
 ) -> Tensor:
-    """Logits f W^T / zeta + alpha phi(x) of Tip-Adapter and, with learned keys, of Tip-Adapter-F (Eq. 5).
+    """Logits f W^T / zeta + alpha phi(x) of Tip-Adapter and, with learned keys, of Tip-Adapter-F.
 
     The released code writes 100 in the place of 1 / zeta: it is OpenAI's scale. Learned keys are taken as they are, of
     whatever length. The gradient goes to the features, the keys and the text features.

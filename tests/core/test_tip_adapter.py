@@ -26,7 +26,7 @@ def world():
 
 
 def by_hand(features, text, keys, values, alpha, beta, zeta):
-    """Eq. 3 to 5, entry by entry."""
+    """The published formula, entry by entry."""
     logits = np.zeros((len(features), text.shape[0]))
     for b, c in itertools.product(range(len(features)), range(text.shape[0])):
         f = features[b] / np.sqrt((features[b] ** 2).sum())
