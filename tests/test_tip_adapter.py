@@ -1,6 +1,7 @@
 """Tip-Adapter and Tip-Adapter-F as trainers, and as the few-shot teacher of DHO-F."""
 
 import json
+import shutil
 from functools import cache
 
 import numpy as np
@@ -252,7 +253,13 @@ def test_a_file_of_other_classes_order_or_encoder_is_refused(taught, finished, t
         taught(as_released({**state, **fewer, "cache_keys": state["cache_keys"][:, kept]}, path))
 
 
-def test_dho_f_trains_tests_and_is_named_in_its_results(finished):
-    folder = finished("CoOp_DHO", "TRAINER.DHO.TEACHER.TYPE", "few_shot", "TRAINER.DHO.TEACHER.ADAPTER",
-                      finished("TipAdapterF"))  # fmt: skip
-    assert results(folder)["teacher"] == "ViT-L/14@336px (few-shot)"
+def test_dho_f_is_named_in_its_results_and_evaluated_without_its_file(finished, shared_command, tmp_path):
+    shutil.copytree(finished("TipAdapterF"), tmp_path / "teacher")
+    teacher = ("TRAINER.DHO.TEACHER.TYPE", "few_shot", "TRAINER.DHO.TEACHER.ADAPTER", str(tmp_path / "teacher"))
+    assert main(shared_command("CoOp_DHO", tmp_path / "run", *teacher)) == 0
+    shutil.rmtree(tmp_path / "teacher")
+    flags = ("--eval-only", "--model-dir", str(tmp_path / "run"))
+    assert main(shared_command("CoOp_DHO", tmp_path / "again", *teacher, flags=flags)) == 0
+    run, again = results(tmp_path / "run"), results(tmp_path / "again")
+    assert run["teacher"] == again["teacher"] == "ViT-L/14@336px (few-shot)"
+    assert run["metrics"] == again["metrics"]

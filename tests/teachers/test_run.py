@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dho_plugin.cache import main as fill_cache
 from dho_plugin.core.inference import interpolate
 from dho_plugin.core.losses import teacher_probs
 from dho_plugin.engine.evaluator import TestLogits as StoredLogits
@@ -155,3 +156,15 @@ def test_a_run_on_another_backbone_than_its_config_names_is_refused(finished, ta
 def test_runs_of_other_data_are_refused(finished, taught):
     with pytest.raises(DataError, match=r"trained on 2 classes, and the student has 4"):
         taught(finished("LinearProbe", classes=2))
+
+
+def test_nothing_of_a_prompted_teacher_is_stored(finished, shared_command, tmp_path, capsys):
+    teacher = ("TRAINER.DHO.TEACHER.TYPE", "run", "TRAINER.DHO.TEACHER.RUN")
+    line = shared_command("LinearProbe_DHO", tmp_path / "run", *teacher, str(finished("VPT_DHO")), "INPUT.VIEWS", "1")
+    out = line.index("--output-dir")
+    del line[out : out + 2]
+    assert fill_cache(line) == 2
+    assert "is no frozen CLIP" in capsys.readouterr().err
+    assert fill_cache(["--what", "student", *line]) == 0
+    line[line.index(str(finished("VPT_DHO")))] = str(finished("LinearProbe"))
+    assert fill_cache(line) == 0
