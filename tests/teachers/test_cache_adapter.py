@@ -107,7 +107,7 @@ class Hostile:
 def test_no_object_of_a_file_is_built(released, saved, tmp_path):
     path = saved({**released, "extra": Hostile(tmp_path / "written")})
     assert read_adapter(path).alpha == 1.245
-    (tmp_path / "plain.pt").write_bytes(pickle.dumps({**released, "extra": Hostile(tmp_path / "written")}))
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps({**released, "extra": Hostile(tmp_path / "written")}, protocol=2))
     with pytest.raises(CheckpointError):
         read_adapter(tmp_path / "plain.pt")
     assert not (tmp_path / "written").exists()
