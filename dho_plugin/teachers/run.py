@@ -144,8 +144,8 @@ def load_run(where: str, device: torch.device) -> RunEncoder:
         trainer.load_model(directory)
     except CheckpointError as error:
         raise CheckpointError(f"{KEY}: {error}") from error
-    alpha, beta = (results["alpha"], results["beta"]) if trainer.dho else (1.0, 1.0)
-    return RunEncoder(directory, trainer, alpha, beta)
+    mixed = results["alpha"] is not None  # with two heads that predict
+    return RunEncoder(directory, trainer, *((results["alpha"], results["beta"]) if mixed else (1.0, 1.0)))
 
 
 def build_run_teacher(clip: RunEncoder, classes: Sequence[ClassInfo]) -> RunTeacher:
