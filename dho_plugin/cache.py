@@ -75,9 +75,15 @@ def encoders(args: argparse.Namespace, trainer) -> list[str]:
 def parts(args: argparse.Namespace, trainer) -> Iterator:
     """Yield what is to be stored: the training images of each encoder, and a student's evaluations."""
     from dho_plugin.filling import part, whole_parts
+    from dho_plugin.teachers import storable
 
     asked, (train, evaluated) = encoders(args, trainer), whole_parts(trainer)
     teacher = trainer.load_teacher() if trainer.dho else None  # also for the student: images are decoded for both
+    if "teacher" in asked and not storable(teacher):
+        raise ConfigError(
+            f"the image encoder of the run {teacher.directory} is no frozen CLIP, so there is nothing of the teacher "
+            "to store: --what student"
+        )
     for who in asked if len(train) and trainer.get_model_names() else ():
         clip = teacher if who == "teacher" else trainer.clip()
         yield part(trainer, who, "train", number_of_views(args, trainer), clip, train)

@@ -21,6 +21,7 @@ from dho_plugin.engine.views import Preprocess
 from dho_plugin.errors import CacheError, ConfigError, NoCacheError
 from dho_plugin.filling import fill_for_run
 from dho_plugin.models.clip import LoadedCLIP
+from dho_plugin.teachers import storable
 
 COMMAND = "python -m dho_plugin.cache"
 MODE_KEYS = {"teacher": "TRAINER.DHO.TEACHER.MODE", "student": "MODEL.FEATURES"}
@@ -127,7 +128,7 @@ class FeatureCaching:
         """
         self.stored, shown = {}, self.shown()
         if teacher is not None:
-            self._open("teacher", self.cfg.TRAINER.DHO.TEACHER.MODE, teacher, shown)
+            self._open("teacher", self.teacher_mode(teacher), teacher, shown)
         mode = self.student_mode(training=True)
         if mode != self.cfg.MODEL.FEATURES == "fill":
             print(f"MODEL.FEATURES fill: {type(self).__name__}'s image features change as it learns: they are computed")
@@ -153,6 +154,22 @@ class FeatureCaching:
         for folder in dict.fromkeys(features.store.folder for features in found.values()):
             print(f"The {who}'s features (train) are read from {folder}")
         self.stored[who] = found
+
+    def teacher_mode(self, teacher: LoadedCLIP) -> str:
+        """Return TRAINER.DHO.TEACHER.MODE; "online" where the teacher is a run with prompts in its image encoder.
+
+        Raises:
+            ConfigError: stored features are asked for of such a one.
+        """
+        mode = self.cfg.TRAINER.DHO.TEACHER.MODE
+        if storable(teacher) or mode == "auto":
+            return mode if storable(teacher) else "online"
+        if mode != "online":
+            raise ConfigError(
+                f"TRAINER.DHO.TEACHER.MODE is {mode}, but the image encoder of the run {teacher.directory} is no "
+                "frozen CLIP, and only such a one's features are stored: use auto or online"
+            )
+        return mode
 
     def student_mode(self, *, training: bool) -> str:
         """Return MODEL.FEATURES; "online" where the student's features change.

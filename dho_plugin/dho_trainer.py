@@ -24,7 +24,7 @@ from dho_plugin.models.student import DualHeadNet, Student
 from dho_plugin.models.templates import templates_for
 from dho_plugin.models.text_tower import checkpoint_text
 from dho_plugin.models.zeroshot import class_features
-from dho_plugin.teachers import Teacher, build_teacher, load_teacher, teacher_label
+from dho_plugin.teachers import Teacher, build_teacher, check_teacher, load_teacher, teacher_label
 
 
 def joined(batches: Sequence[dict], key: str) -> Tensor | None:
@@ -48,6 +48,12 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
         raise TypeError(f"{type(self).__name__} defines no build_student")
 
     # Set-up -----------------------------------------------------------------------------------------------------
+
+    def check_cfg(self, cfg) -> None:
+        """Check the config, and with DHO that a teacher is named."""
+        super().check_cfg(cfg)
+        if self.dho:
+            check_teacher(cfg)
 
     def precision(self) -> str:
         """Return the method's PREC.

@@ -58,16 +58,23 @@ make_venv() {
 
 # --- What the scripts are asked for ---
 
-# read_options ALLOWED WORD...: fill the array PAIRS with the KEY VALUE words, and COMPARE, PLACEBO and DEPTH with the options.
+# read_options ALLOWED WORD...: fill the array PAIRS with the KEY VALUE words, and COMPARE, PLACEBO, FEW_SHOT, DEPTH and CONFIG
+# with the options.
 read_options() {
   local allowed=$1
   shift
-  PAIRS=() COMPARE=no PLACEBO=no DEPTH=
+  PAIRS=() COMPARE=no PLACEBO=no FEW_SHOT=no DEPTH='' CONFIG=''
   while [ $# -gt 0 ]; do
     if [[ $1 == -* && " $allowed " != *" $1 "* ]]; then die "unknown option '$1'; there are: ${allowed:-none}. $USAGE"; fi
     case $1 in
       --compare) COMPARE=yes ;;
       --placebo) PLACEBO=yes ;;
+      --few-shot) FEW_SHOT=yes ;;
+      --config)
+        CONFIG=${2:-}
+        [[ $CONFIG =~ ^[A-Za-z0-9_.+]+$ ]] || die "--config is '$CONFIG'; it is the name of a config file. $USAGE"
+        shift
+        ;;
       --depth)
         DEPTH=${2:-}
         [[ $DEPTH =~ ^[1-9][0-9]*$ ]] || die "--depth is '$DEPTH'; it is a number of layers. $USAGE"
@@ -154,12 +161,13 @@ set_up() {
   side_by_side
 }
 
-# method_script METHOD DATASET SHOTS [--compare] [KEY VALUE ...]: all that the script of one method does; VPT also has [--depth N].
+# method_script METHOD DATASET SHOTS [--compare] [--few-shot] [KEY VALUE ...]: all that the script of one method does; VPT also has
+# [--depth N].
 method_script() {
-  local method=$1 options="--compare" depth="" kinds=unlabeled config
+  local method=$1 options="--compare --few-shot" depth="" kinds=unlabeled config
   shift
-  if [ "$method" = VPT ]; then options="--compare --depth" depth="[--depth N] "; fi
-  USAGE="usage: bash scripts/$(basename "$0") DATASET SHOTS ${depth}[--compare] [KEY VALUE ...]"
+  if [ "$method" = VPT ]; then options+=" --depth" depth="[--depth N] "; fi
+  USAGE="usage: bash scripts/$(basename "$0") DATASET SHOTS ${depth}[--compare] [--few-shot] [KEY VALUE ...]"
   [ $# -ge 2 ] || die "$USAGE"
   set_data "$1"
   set_labeled "$2"
@@ -169,8 +177,10 @@ method_script() {
   config=$(config_of "$method")
   [ $COMPARE = no ] || kinds="unlabeled base labeled placebo"
   set_up
+  [ $FEW_SHOT = no ] || kinds+=" few_shot"
   count_runs 1 "$kinds"
   zero_shots
+  [ $FEW_SHOT = no ] || few_shot_teachers
   train_kinds "${method%%-*}" "$config" "$kinds" "${PAIRS[@]}"
   finish_jobs
   show_table "$OUTPUT/$DATASET"
@@ -182,6 +192,7 @@ count_runs() {
   read -ra kinds <<<"$2"
   read -ra seeds <<<"$SEEDS"
   TOTAL=$((2 + $1 * ${#kinds[@]} * ${#seeds[@]}))
+  [[ " $2 " != *" few_shot "* ]] || TOTAL=$((TOTAL + ${#seeds[@]})) # the teachers
 }
 
 # train_kinds METHOD CONFIG "KIND ..." [KEY VALUE ...]: the runs of each kind, which is base (without DHO), labeled (DHO on labeled
@@ -197,6 +208,7 @@ train_kinds() {
       labeled) train_seeds "${method}_DHO" "$config" _labeled TRAINER.DHO.UNLABELED False "$@" ;;
       unlabeled) train_seeds "${method}_DHO" "$config" "" "$@" ;;
       placebo) train_seeds "${method}_DHO" "$config" _placebo TRAINER.DHO.TEACHER.TYPE placebo "$@" ;;
+      few_shot) train_seeds "${method}_DHO" "$config" _few_shot "${TEACHER_PAIRS[@]}" "$@" ;;
     esac
   done
 }
@@ -214,19 +226,71 @@ train_seeds() {
   done
 }
 
+# --- Few-shot teachers ---
+
+# set_adapter_config: the config file of Tip-Adapter in CONFIG, the teacher of the data set's other runs where none is named, and
+# in ADAPTER_PAIRS what the released implementation has of its own for a data set.
+set_adapter_config() {
+  local published
+  [ -n "$CONFIG" ] || CONFIG=$([ "$DATASET" = mini ] && echo mini || echo "${1:-rn50}")
+  [ -f "configs/trainers/TipAdapterF/$CONFIG.yaml" ] ||
+    die "there is no configs/trainers/TipAdapterF/$CONFIG.yaml; there are: $(cd configs/trainers/TipAdapterF && echo *.yaml)"
+  case $DATASET in # weight of the cache model in training; largest beta, alpha of the search; epochs
+    caltech101) published="3.0 (12.0,5.0) 20" ;;
+    dtd) published="2.0 (13.0,13.0) 20" ;;
+    eurosat) published="2.0 (12.0,10.0) 100" ;;
+    fgvc_aircraft) published="5.0 (30.0,30.0) 20" ;;
+    food101) published="1.17 (10.0,10.0) 20" ;;
+    oxford_flowers) published="10.0 (50.0,50.0) 20" ;;
+    stanford_cars) published="3.0 (20.0,10.0) 20" ;;
+    sun397) published="1.17 (12.0,10.0) 20" ;;
+    ucf101) published="3.0 (7.0,3.0) 20" ;;
+    *) ADAPTER_PAIRS=() && return ;;
+  esac
+  read -ra published <<<"$published"
+  ADAPTER_PAIRS=(TRAINER.TIPADAPTER.ALPHA "${published[0]}" TRAINER.TIPADAPTER.SEARCH_SCALE "${published[1]}")
+  ADAPTER_PAIRS+=(OPTIM.MAX_EPOCH "${published[2]}")
+}
+
+# train_adapters TRAINER [KEY VALUE ...]: Tip-Adapter on the teacher's CLIP, one run a seed, each with its own shots.
+train_adapters() {
+  local trainer=$1
+  shift
+  STUDENT_CKPT=${TEACHER_CKPT:-} TEACHER_CKPT='' train_seeds "$trainer" "$CONFIG" "" "${ADAPTER_PAIRS[@]}" "$@"
+}
+
+# few_shot_teachers: a Tip-Adapter-F of each seed on the method's own teacher; TEACHER_PAIRS make it the teacher (DHO-F), with the
+# paper's alpha for few-shot teachers.
+few_shot_teachers() {
+  set_adapter_config vit_l14_336
+  set_image_pairs
+  train_adapters TipAdapterF "${IMAGE_PAIRS[@]}"
+  finish_jobs
+  TEACHER_PAIRS=(TRAINER.DHO.TEACHER.TYPE few_shot TRAINER.DHO.ALPHA 0.2)
+  TEACHER_PAIRS+=(TRAINER.DHO.TEACHER.ADAPTER "$OUTPUT/$DATASET/TipAdapterF/${CONFIG}_$LABELED/seed{seed}")
+  echo "few-shot teacher (DHO-F): ${TEACHER_PAIRS[*]}"
+}
+
 # What says which images and names are scored, and how they are read.
 IMAGE_KEYS="DATASET.TEST_SETS DATASET.TEMPLATES DATASET.CSV DATASET.SUBSAMPLE_CLASSES DATASET.UNREADABLE DATASET.NUM_VAL_SHOTS"
 IMAGE_KEYS+=" TEST.SPLIT INPUT.UPRIGHT INPUT.JPEG_GAP DATALOADER.NUM_WORKERS USE_CUDA"
 
+# set_image_pairs: in IMAGE_PAIRS those of PAIRS that hold for other models on the same images, too.
+set_image_pairs() {
+  local k
+  IMAGE_PAIRS=()
+  for ((k = 0; k < ${#PAIRS[@]}; k += 2)); do
+    [[ " $IMAGE_KEYS " != *" ${PAIRS[k]} "* ]] || IMAGE_PAIRS+=("${PAIRS[@]:k:2}")
+  done
+}
+
 # zero_shot TRAINER CONFIG WEIGHTS: evaluate a CLIP as it is, from a local file if WEIGHTS is not empty.
 zero_shot() {
-  local dir=$OUTPUT/$DATASET/$1/$2 k images=()
-  for ((k = 0; k < ${#PAIRS[@]}; k += 2)); do
-    [[ " $IMAGE_KEYS " != *" ${PAIRS[k]} "* ]] || images+=("${PAIRS[@]:k:2}")
-  done
+  local dir=$OUTPUT/$DATASET/$1/$2
+  set_image_pairs
   background "$dir" "${TRAIN[@]}" --root "$DATA" --seed 1 --trainer "$1" --eval-only \
     --dataset-config-file "$DATASET_FILE" --config-file "configs/trainers/$1/$2.yaml" --output-dir "$dir" \
-    "${DATASET_PAIRS[@]}" ${3:+MODEL.BACKBONE.CKPT "$3"} "${images[@]}"
+    "${DATASET_PAIRS[@]}" ${3:+MODEL.BACKBONE.CKPT "$3"} "${IMAGE_PAIRS[@]}"
 }
 
 # The reference rows of the student and of the teacher.

@@ -373,10 +373,13 @@ CONFIGS = {
         "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets",
         ("TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", "2", "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", "2"),
     ),
+    "TipAdapter": ("vit_b16", ()),
+    "TipAdapterF": ("vit_b16", ()),
     "ZeroshotCLIP": ("vit_b16", ()),
     "ZeroshotCLIP2": ("vit_l14_336", ()),
 }
 NODES = {"LinearProbe": "LINEARPROBE", "VPT": "VPT", "CoOp": "COOP", "PromptSRC": "PROMPTSRC"}
+NODES |= {"TipAdapter": "TIPADAPTER", "TipAdapterF": "TIPADAPTER"}
 
 
 def command_line(

@@ -17,6 +17,7 @@ FLOORS = {
     "dho_plugin.teachers": 3,
     "dho_plugin.caching": 4,
     "dho_plugin.filling": 4,
+    "dho_plugin.passes": 4,
     "dho_plugin.evaluation": 4,
     "dho_plugin.dho_trainer": 4,
     "dho_plugin.trainers": 5,

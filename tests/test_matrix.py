@@ -34,6 +34,7 @@ LEARNS = METHODS | {f"{name}_DHO": keys | {"kd_head.weight"} for name, keys in M
 PROMPTED = ("VPT", "VPT_DHO", "PromptSRC", "PromptSRC_DHO")
 
 ZERO_SHOT = ("ZeroshotCLIP", "ZeroshotCLIP2")
+FEW_SHOT = ("TipAdapter", "TipAdapterF")  # see test_tip_adapter.py
 SETS = {"val", "imagenetv2", "imagenet_sketch", "imagenet_r", "imagenet_a"}
 
 every_method = pytest.mark.parametrize("trainer", LEARNS)
@@ -314,4 +315,4 @@ def test_zero_shot_on_a_subset_is_cut_out_of_its_own_classes(shared_command, tra
 
 
 def test_every_registered_method_is_in_the_matrix():
-    assert {*LEARNS, *ZERO_SHOT} == set(TRAINER_REGISTRY.registered_names())
+    assert {*LEARNS, *ZERO_SHOT, *FEW_SHOT} == set(TRAINER_REGISTRY.registered_names())

@@ -52,6 +52,33 @@ def interpolate(logits_ce: Tensor, logits_kd: Tensor | None, alpha: float, beta:
     return alpha * _softmax(logits_ce) + (1 - alpha) * _softmax(logits_kd, beta)
 
 
+def interpolate_log(logits_ce: Tensor, logits_kd: Tensor | None, alpha: float, beta: float) -> Tensor:
+    """The logarithm of `interpolate` (DHO, Eq. 11), finite also where a probability is too small for a float.
+
+    Its softmax is Eq. 11, so it serves as the logits of a model with two heads: divided by eta, as p^(1 / eta). Without
+    a KD head it is the logits less a number a row, to which no softmax at any temperature pays attention.
+
+    Args:
+        logits_ce: (B, C) float of any width.
+        logits_kd: (B, C), or None for a model without a KD head.
+        alpha: weight of the CE head, in [0, 1].
+        beta: temperature of the KD head, > 0.
+
+    Returns:
+        (B, C) log-probabilities, fp32 (fp64 for fp64 input).
+
+    Raises:
+        ConfigError: alpha or beta out of range, or the heads differ in shape.
+    """
+    _check_alpha_beta((alpha,), (beta,))
+    from_ce = _log_softmax(logits_ce)
+    if logits_kd is None or alpha == 1:
+        return from_ce
+    _check_shapes(logits_ce, logits_kd)
+    from_kd = _log_softmax(logits_kd, beta)
+    return from_kd if alpha == 0 else torch.logaddexp(from_ce + math.log(alpha), from_kd + math.log1p(-alpha))
+
+
 @torch.no_grad()
 def search_alpha_beta(
     logits_ce: Tensor,
@@ -115,6 +142,10 @@ def _count_correct(
 
 def _softmax(logits: Tensor, beta: float = 1.0) -> Tensor:
     return (logits.to(torch.promote_types(logits.dtype, torch.float32)) / beta).softmax(dim=-1)
+
+
+def _log_softmax(logits: Tensor, beta: float = 1.0) -> Tensor:
+    return (logits.to(torch.promote_types(logits.dtype, torch.float32)) / beta).log_softmax(dim=-1)
 
 
 def _check_shapes(logits_ce: Tensor, logits_kd: Tensor) -> None:

@@ -144,6 +144,16 @@ DEFAULTS = {
             "TEMPLATES": (),  # ours: templates of the fixed text features; empty: DATASET.TEMPLATES, else the sixty
         },
         "ZSCLIP": {"PREC": "fp32"},
+        "TIPADAPTER": {  # the released code's values for ImageNet; scripts/tip_adapter.sh has those of the other sets
+            "ALPHA": 1.17,  # weight of the cache model in training, and where nothing is searched
+            "BETA": 1.0,  # sharpness of its affinities
+            "PASSES": 10,  # augmented views of each labeled image, of whose mean the keys are made
+            "SEARCH": True,  # choose alpha and beta on the validation split, where there is one
+            "SEARCH_SCALE": (7.0, 3.0),  # largest beta and alpha of the search
+            "SEARCH_STEP": (200, 20),
+            "EPS": 1e-4,  # of AdamW
+            "PREC": "fp16",
+        },
         "DHO": {
             "LAMBDA": 0.5,  # weight of the CE loss (Eq. 6, 7)
             "ZETA": 0.0,  # teacher's CLIP temperature; 0: the one that comes with the weights (OpenAI's: 0.01)
@@ -157,7 +167,9 @@ DEFAULTS = {
             "INIT": "language",  # language-aware | kaiming
             "OPTIM": {"NAME": "", "LR": 1e-3, "WEIGHT_DECAY": 0.0},  # of the KD head; empty name: follow OPTIM
             "TEACHER": {
-                "TYPE": "zero_shot",  # zero_shot | placebo (the student's own zero-shot predictions)
+                "TYPE": "zero_shot",  # zero_shot | few_shot | run | placebo (the student's own zero-shot predictions)
+                "ADAPTER": "",  # of few_shot: folder of a Tip-Adapter run, or a released file; {seed}: the run's seed
+                "RUN": "",  # of run: folder of a finished run, whose predictions are distilled; {seed}: the run's seed
                 "NAME": "ViT-L/14@336px",
                 "TAG": "",
                 "CKPT": "",

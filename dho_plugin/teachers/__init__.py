@@ -12,9 +12,12 @@ from dho_plugin.engine.views import Preprocess
 from dho_plugin.errors import ConfigError, DataError
 from dho_plugin.models.clip import LoadedCLIP, load_clip
 from dho_plugin.models.image_tower import channels_last
+from dho_plugin.teachers.base import FrozenTeacher
+from dho_plugin.teachers.few_shot import build_few_shot, check_adapter_key
+from dho_plugin.teachers.run import RunEncoder, build_run_teacher, check_run_key, load_run, run_label
 from dho_plugin.teachers.zeroshot import ZeroShotTeacher
 
-TYPES = ("zero_shot", "placebo")
+TYPES = ("zero_shot", "few_shot", "run", "placebo")
 
 
 class Teacher(NamedTuple):
@@ -25,24 +28,41 @@ class Teacher(NamedTuple):
         preprocess: size and normalization of its images.
     """
 
-    model: ZeroShotTeacher
+    model: FrozenTeacher
     preprocess: Preprocess
 
 
-def load_teacher(cfg, student: LoadedCLIP) -> LoadedCLIP:
-    """Load the CLIP of the teacher that `TRAINER.DHO.TEACHER` asks for, to where the student lies.
+def check_teacher(cfg) -> None:
+    """Check what can be checked of a teacher before anything is loaded.
+
+    Raises:
+        ConfigError: unknown TRAINER.DHO.TEACHER.TYPE, or one whose file or run is not named.
+    """
+    node = cfg.TRAINER.DHO.TEACHER
+    if node.TYPE not in TYPES:
+        raise ConfigError(f"TRAINER.DHO.TEACHER.TYPE is {node.TYPE!r}; allowed: {', '.join(TYPES)}")
+    if node.TYPE == "few_shot":
+        check_adapter_key(node.ADAPTER)
+    if node.TYPE == "run":
+        check_run_key(node.RUN)
+
+
+def load_teacher(cfg, student: LoadedCLIP) -> LoadedCLIP | RunEncoder:
+    """Load the image encoder of the teacher that `TRAINER.DHO.TEACHER` asks for, to where the student lies.
 
     The placebo is the student's own zero-shot classifier: it knows nothing that the student does not, so what remains
     of a gain with it is not knowledge of a teacher.
 
     Raises:
         ConfigError: unknown TRAINER.DHO.TEACHER.TYPE or model.
+        CheckpointError: the run that is to teach is not there, or not finished.
     """
+    check_teacher(cfg)
     node = cfg.TRAINER.DHO.TEACHER
-    if node.TYPE not in TYPES:
-        raise ConfigError(f"TRAINER.DHO.TEACHER.TYPE is {node.TYPE!r}; allowed: {', '.join(TYPES)}")
     if node.TYPE == "placebo":
         return student
+    if node.TYPE == "run":
+        return load_run(_of_seed(node.RUN, cfg), student.device)
     text = "plain" if cfg.MODEL.TEXT_TOWER == "plain" else "auto"  # other ways are forced on the student's prompts
     ways = {"text_tower": text, "image_tower": cfg.MODEL.IMAGE_TOWER, "compile": cfg.MODEL.COMPILE}
     clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, key="TRAINER.DHO.TEACHER", **ways)
@@ -52,22 +72,44 @@ def load_teacher(cfg, student: LoadedCLIP) -> LoadedCLIP:
     return clip
 
 
-def build_teacher(cfg, clip: LoadedCLIP, classes: Sequence[ClassInfo], templates: Sequence[str]) -> Teacher:
-    """Build the teacher on its CLIP.
+def build_teacher(
+    cfg, clip: LoadedCLIP | RunEncoder, classes: Sequence[ClassInfo], templates: Sequence[str]
+) -> Teacher:
+    """Build the teacher on its encoder.
 
     Raises:
-        DataError: TRAINER.DHO.TEACHER.CLASSNAMES names other classes than the student's.
+        DataError: TRAINER.DHO.TEACHER.CLASSNAMES, or the run that is to teach, has other classes than the student.
+        CheckpointError: the few-shot teacher's file does not fit its CLIP or the classes, or is no such file.
     """
-    names = _class_names(cfg.TRAINER.DHO.TEACHER.CLASSNAMES, classes)
-    model = ZeroShotTeacher(clip, names, templates, cfg.TRAINER.DHO.ZETA).to(clip.device)
+    node = cfg.TRAINER.DHO.TEACHER
+    if node.TYPE == "run":
+        return Teacher(build_run_teacher(clip, classes), clip.preprocess)
+    names = _class_names(node.CLASSNAMES, classes)
+    if node.TYPE == "few_shot":
+        model = build_few_shot(_of_seed(node.ADAPTER, cfg), clip, classes, names, templates, cfg)
+    else:
+        model = ZeroShotTeacher(clip, names, templates, cfg.TRAINER.DHO.ZETA).to(clip.device)
     return Teacher(model, clip.preprocess)
+
+
+def storable(clip: LoadedCLIP | RunEncoder) -> bool:
+    """Say whether an encoder is a frozen CLIP as it came, whose features are stored and read for many runs."""
+    return not isinstance(clip, RunEncoder) or clip.storable
 
 
 def teacher_label(cfg) -> str:
     """Return what results call the teacher, as `ViT-L/14@336px (zero-shot)`."""
-    if cfg.TRAINER.DHO.TEACHER.TYPE == "placebo":
+    node = cfg.TRAINER.DHO.TEACHER
+    if node.TYPE == "placebo":
         return f"{cfg.MODEL.BACKBONE.NAME} (placebo)"
-    return f"{cfg.TRAINER.DHO.TEACHER.NAME} (zero-shot)"
+    if node.TYPE == "run":
+        return run_label(_of_seed(node.RUN, cfg))
+    return f"{node.NAME} ({node.TYPE.replace('_', '-')})"
+
+
+def _of_seed(path: str, cfg) -> str:
+    """Return a path with the run's seed in the place of `{seed}`: each seed has its own shots."""
+    return path.replace("{seed}", str(cfg.SEED))
 
 
 def _class_names(path: str, classes: Sequence[ClassInfo]) -> list[str]:

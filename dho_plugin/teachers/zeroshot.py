@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dho_plugin.models.clip import LoadedCLIP
 from dho_plugin.models.zeroshot import zero_shot_head
+from dho_plugin.teachers.base import FrozenTeacher
 
 
-class ZeroShotTeacher(nn.Module):
+class ZeroShotTeacher(FrozenTeacher):
     """Logits cos(f_X(x), f_T(t_c)) / zeta of a frozen CLIP (DHO, Eq. 1), from its image features.
 
     Args:
@@ -22,26 +23,11 @@ class ZeroShotTeacher(nn.Module):
     """
 
     def __init__(self, clip: LoadedCLIP, classnames: Sequence[str], templates: Sequence[str], zeta: float = 0.0):
-        super().__init__()
-        self.model: nn.Module | None = clip.model
-        self._encode_image: Callable[[Tensor], Tensor] | None = clip.encode_image
+        super().__init__(clip.model, clip.encode_image)
         self.head = zero_shot_head(clip, classnames, templates, zeta)
         self.eval().requires_grad_(False)
-
-    def train(self, mode: bool = True) -> ZeroShotTeacher:
-        """Stay in evaluation mode: a teacher is never trained."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
-        """Return the features (B, D) of images (B, 3, H, W) in the teacher's own size and normalization."""
-        return self._encode_image(images)
 
     @torch.no_grad()
     def forward(self, features: Tensor) -> Tensor:
         """Return the logits (B, C) fp32 of its features (B, D), fresh or stored."""
         return self.head(features)
-
-    def drop_encoder(self) -> None:
-        """Let go of the encoder, where all features are stored: a large one fills a good part of a GPU."""
-        self.model = self._encode_image = None

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dho_plugin.core import inference
-from dho_plugin.core.inference import ALPHAS, BETAS, interpolate, search_alpha_beta
+from dho_plugin.core.inference import ALPHAS, BETAS, interpolate, interpolate_log, search_alpha_beta
 from dho_plugin.errors import ConfigError
 
 
@@ -100,3 +100,16 @@ def test_shapes_that_do_not_fit_are_refused(stored):
         search_alpha_beta(logits_ce[:0], logits_kd[:0], labels[:0])
     with pytest.raises(ConfigError, match="ALPHA is empty"):
         search_alpha_beta(logits_ce, logits_kd, labels, alphas=[])
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.5, 1.0), (0.2, 0.5), (0.0, 2.0), (1.0, 1.0)])
+def test_the_log_of_the_mix_is_that_of_the_mix(alpha, beta):
+    ce, kd = torch.randn(2, 8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(interpolate_log(ce, kd, alpha, beta), interpolate(ce, kd, alpha, beta).log())
+    torch.testing.assert_close(interpolate_log(ce, None, alpha, beta), ce.log_softmax(1))
+
+
+def test_the_log_of_the_mix_stays_finite_where_probabilities_vanish():
+    far = torch.tensor([[0.0, 500.0]])
+    assert interpolate(far, far, 0.5, 0.5)[0, 0] == 0
+    assert interpolate_log(far, far, 0.5, 0.5)[0, 0] == pytest.approx(-500, abs=1)

@@ -52,6 +52,51 @@ def test_each_method_has_its_script(words, method, config, pretend, tmp_path):
     assert len(calls) == 2 * 3  # start and end of the zero-shot rows and of one run
 
 
+@pytest.mark.parametrize(
+    ("words", "config", "has"),
+    [
+        ("mini 4", "mini", ""),
+        ("mini 4 --config mini_student", "mini_student", ""),
+        ("imagenet 4", "rn50", ""),
+        ("oxford_pets 4 --config vit_b16", "vit_b16", ""),
+        ("eurosat 1%", "rn50", "ALPHA 2.0 TRAINER.TIPADAPTER.SEARCH_SCALE (12.0,10.0) OPTIM.MAX_EPOCH 100"),
+        ("oxford_flowers 4", "rn50", "ALPHA 10.0 TRAINER.TIPADAPTER.SEARCH_SCALE (50.0,50.0) OPTIM.MAX_EPOCH 20"),
+    ],
+)
+def test_tip_adapter_makes_a_teacher_of_each_seed(words, config, has, pretend):
+    done, calls = pretend("scripts/tip_adapter.sh", *words.split(), "A.B", "c", SEEDS="1 2", TEACHER_CKPT="t.pt")
+    assert done.returncode == 0, done.stderr
+    labeled = "1percent" if "%" in words else "4shots"
+    assert started(calls) == [
+        ("ZeroshotCLIP2", f"ZeroshotCLIP2/{config}"),
+        *((trainer, f"{config}_{labeled}/seed{s}") for trainer in ("TipAdapter", "TipAdapterF") for s in (1, 2)),
+    ]
+    lines = [" ".join(call) for call in calls if call[0] == "start"]
+    assert all("MODEL.BACKBONE.CKPT t.pt" in line and "TEACHER.CKPT" not in line for line in lines)
+    assert all(line.endswith(f"{has} A.B c") if has else line.endswith(" A.B c") for line in lines[1:])
+    assert ("TIPADAPTER" in "".join(lines)) == bool(has)
+
+
+@pytest.mark.parametrize(("data", "teacher"), [("mini", "mini"), ("imagenet", "vit_l14_336")])
+def test_few_shot_adds_dho_f_behind_its_teachers(data, teacher, pretend, tmp_path):
+    words = (data, "4", "--few-shot", "OPTIM.LR", "1", "TEST.SPLIT", "test")
+    done, calls = pretend("scripts/coop_dho.sh", *words, SEEDS="1 2", STUDENT_CKPT="s.pt", TEACHER_CKPT="t.pt")
+    assert done.returncode == 0, done.stderr
+    config = "mini_ep10" if data == "mini" else "vit_b16_ep50_ctxv1"
+    assert started(calls)[2:] == [
+        *(("TipAdapterF", f"{teacher}_4shots/seed{seed}") for seed in (1, 2)),
+        *(("CoOp_DHO", f"{config}_4shots/seed{seed}") for seed in (1, 2)),
+        *(("CoOp_DHO", f"{config}_4shots_few_shot/seed{seed}") for seed in (1, 2)),
+    ]
+    lines = [" ".join(call) for call in calls if call[0] == "start"][2:]
+    assert all(line.endswith("MODEL.BACKBONE.CKPT t.pt TEST.SPLIT test") for line in lines[:2])  # no rate of the method
+    assert not any("TYPE few_shot" in line for line in lines[:4])
+    adapter = f"{tmp_path}/out/{data}/TipAdapterF/{teacher}_4shots/seed{{seed}}"
+    pairs = f"TRAINER.DHO.TEACHER.TYPE few_shot TRAINER.DHO.ALPHA 0.2 TRAINER.DHO.TEACHER.ADAPTER {adapter}"
+    assert all(line.endswith(f"{pairs} OPTIM.LR 1 TEST.SPLIT test") for line in lines[4:])
+    assert f"few-shot teacher (DHO-F): {pairs}" in done.stdout
+
+
 def test_table13_runs_every_row_and_compares_with_the_paper(pretend):
     done, calls = pretend("scripts/table13.sh", "imagenet", "A.B", "c", SEEDS="1")
     assert done.returncode == 0, done.stderr

@@ -38,6 +38,12 @@ def test_bad_words_are_one_message(run, words, said):
         ("table13.sh", "usage: bash scripts/table13.sh DATASET"),
         ("table13.sh mini many", "SHOTS is 'many'"),
         ("table13.sh mini --compare", "unknown option '--compare'; there are: --placebo"),
+        ("tip_adapter.sh mini", "usage: bash scripts/tip_adapter.sh DATASET SHOTS"),
+        (
+            "tip_adapter.sh mini 4 --config vit_b99",
+            "there is no configs/trainers/TipAdapterF/vit_b99.yaml; there are: ",
+        ),
+        ("tip_adapter.sh mini 4 --config", "--config is ''"),
         ("eval_ood.sh CoOp mini", "usage: bash scripts/eval_ood.sh TRAINER DATASET SHOTS"),
         ("eval_ood.sh CoOp imagenet_a 16", "'imagenet_a' has no shifted sets"),
         ("eval_ood.sh CoOp mini 16 --all", "unknown option '--all'; there are: none"),
