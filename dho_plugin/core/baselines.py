@@ -1,5 +1,7 @@
 """The losses of the distillation methods that DHO is compared with; what they share with it is in `losses`."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -61,6 +63,19 @@ def binary_kd_loss(logits: Tensor, teacher_logits: Tensor, temperature: float = 
     # what of it is the target's own entropy, which has no gradient
     entropy = F.binary_cross_entropy_with_logits(teacher, p, reduction="none")
     return temperature**2 * (cross_entropy - entropy).sum(dim=-1).mean()
+
+
+def over_batches(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor, n_labeled: int) -> Tensor:
+    """Return a distillation loss of the labeled batch plus that of the unlabeled one behind it, as in DHO, Eq. 3.
+
+    Args:
+        loss: (outputs, targets) of a batch -> scalar mean.
+        outputs: (B + B', ...) the student's, labeled ones first.
+        targets: (B + B', ...) the teacher's.
+        n_labeled: B.
+    """
+    total = loss(outputs[:n_labeled], targets[:n_labeled])
+    return total if len(outputs) == n_labeled else total + loss(outputs[n_labeled:], targets[n_labeled:])
 
 
 def sskd_loss(

@@ -162,8 +162,10 @@ def _names(value: str) -> tuple[str, ...]:
 
 def without_effect(cfg: CfgNode) -> list[str]:
     """Return the settings, `A.B = value`, that differ from the defaults although nothing here reads them."""
-    defaults = dict(flatten(get_cfg_default()))
-    return [f"{k} = {v}" for k, v in flatten(cfg) if k.startswith(WITHOUT_EFFECT) and v != defaults[k]]
+    defaults, idle = dict(flatten(get_cfg_default())), WITHOUT_EFFECT
+    if cfg.TRAINER.NAME.startswith("Distill_"):
+        idle = tuple(key for key in idle if key != "MODEL.BACKBONE.PRETRAINED")
+    return [f"{k} = {v}" for k, v in flatten(cfg) if k.startswith(idle) and v != defaults[k]]
 
 
 def check_cfg(cfg: CfgNode) -> None:
