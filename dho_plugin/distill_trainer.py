@@ -50,7 +50,7 @@ class DistillTrainer(DHOTrainer):
             )
         if self.dho and dho.TEACHER.TYPE == "placebo":
             raise ConfigError(
-                f"TRAINER.DHO.TEACHER.TYPE placebo: the student of {type(self).__name__} learns as a whole, so it is no "
+                f"TRAINER.DHO.TEACHER.TYPE placebo: the student of {type(self).__name__} learns as a whole: it is no "
                 "fixed teacher of its own; name another teacher"
             )
 

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from dho_plugin.core.baselines import feature_loss
+from dho_plugin.core.heads import LinearHead, cosine_logits
 from dho_plugin.distill_trainer import OneHeadTrainer, WithoutLabels
 from dho_plugin.engine.data import ClassInfo
 from dho_plugin.engine.registry import TRAINER_REGISTRY
 from dho_plugin.models.clip import LoadedCLIP
 from dho_plugin.models.student import BackboneStudent, Student
-from dho_plugin.models.zeroshot import zero_shot_head
+from dho_plugin.models.zeroshot import class_features
 
 
 class FeatureDistillation(OneHeadTrainer):
@@ -37,7 +38,7 @@ class FeatureDistillation(OneHeadTrainer):
         width = self.load_teacher().feature_dim
         same = clip.feature_dim == width
         self.kd_name = "" if same else "projection"
-        return nn.Identity() if same else nn.Linear(clip.feature_dim, width)
+        return nn.Identity() if same else LinearHead(clip.feature_dim, width)
 
     def teacher_targets(self, batches: Sequence[dict]) -> Tensor:
         """Return the teacher's features (B + B', D)."""
@@ -55,13 +56,31 @@ class Distill_CEKDFeature(FeatureDistillation):
     method = "CE + KD (feature)"
 
 
+class TextHead(nn.Module):
+    """A fixed classifier cos(z, t_c) / zeta, saved with the student: whatever it is evaluated on, it stays the same.
+
+    Args:
+        text: (C, D) class features.
+        zeta: temperature, > 0.
+    """
+
+    def __init__(self, text: Tensor, zeta: float):
+        super().__init__()
+        self.register_buffer("text", text)
+        self.zeta = zeta
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the logits (B, C) of features (B, D)."""
+        return cosine_logits(features, self.text, self.zeta)
+
+
 class ProjectedStudent(BackboneStudent):
     """A student that is classified as the teacher is: its projected features against the teacher's text features.
 
     Args:
         backbone: the image encoder.
         projection: (B, D) -> (B, D').
-        text_head: the teacher's frozen zero-shot classifier of features (B, D').
+        text_head: the teacher's zero-shot classifier of features (B, D').
     """
 
     def __init__(self, backbone, projection: nn.Module, text_head: nn.Module):
@@ -86,8 +105,14 @@ class Distill_KDFeature(WithoutLabels, FeatureDistillation):
     def build_student(self, clip, classes: Sequence[ClassInfo]) -> Student:
         """Return the student with its projection."""
         teacher, names = self.load_teacher(), [info.name for info in classes]
-        head = zero_shot_head(teacher, names, self.templates(), self.cfg.TRAINER.DHO.ZETA)
+        text = class_features(teacher, names, self.templates())
+        head = TextHead(text, self.cfg.TRAINER.DHO.ZETA or teacher.zeta)
         return ProjectedStudent(clip, FeatureDistillation.build_kd_head(self, clip), head)
+
+    def build_model(self) -> None:
+        """Build the model; the classifier is saved, though nothing of it learns."""
+        super().build_model()
+        self.register_model("ce_head", self.student.ce_head)
 
     def build_kd_head(self, clip) -> nn.Module:
         """Return the student's projection."""
