@@ -90,7 +90,7 @@ def load_backbone(
         The encoder on the CPU, in training mode.
 
     Raises:
-        ConfigError: the name is unknown, or the input cannot have this size.
+        ConfigError: the name is unknown.
         CheckpointError: weights are missing, damaged or of another architecture, or cannot be downloaded.
     """
     if name in MINI_BACKBONES:
@@ -102,7 +102,7 @@ def load_backbone(
         origin = f"from {ckpt}"
     elif pretrained:
         origin = f"pretrained ({model.pretrained_cfg.get('tag') or name})"
-    preprocess = _preprocess(model, size, published=pretrained and not ckpt, key=key)
+    preprocess = _preprocess(model, size, published=pretrained and not ckpt)
     return LoadedBackbone(name, model.float().train(), preprocess, feature_dim(model), origin)
 
 
@@ -144,14 +144,11 @@ def _load_file(model: nn.Module, path: Path, name: str, key: str) -> None:
     model.load_state_dict(state)
 
 
-def _preprocess(model: nn.Module, size: int, *, published: bool, key: str) -> Preprocess:
+def _preprocess(model: nn.Module, size: int, *, published: bool) -> Preprocess:
     """Return timm's facts about the weights; random ones and a file's get ImageNet's mean and deviation."""
     facts = timm.data.resolve_data_config(model=model)
-    if size and size != facts["input_size"][-1] and hasattr(model, "set_input_size"):
-        try:
-            model.set_input_size(img_size=size)  # a transformer's positions
-        except Exception as error:  # what an architecture raises where the size does not fit its patches
-            raise ConfigError(f"{key}.SIZE is {size}: {type(model).__name__} cannot take it ({error})") from error
+    if size and hasattr(model, "set_input_size"):
+        model.set_input_size(img_size=size)  # a transformer's positions
     mean, std = (facts["mean"], facts["std"]) if published else (IMAGENET_MEAN, IMAGENET_STD)
     interpolation = "bilinear" if published and facts["interpolation"] == "bilinear" else "bicubic"
     crop = facts["crop_pct"] if published else 1.0
