@@ -33,6 +33,7 @@ DEFAULTS = {
         "GB_K": 21,
         "JPEG_GAP": 3.0,  # ours: a JPEG is decoded smaller where its crop stays this many times the input; 0: never
         "UPRIGHT": False,  # ours: turn photos by their EXIF orientation (folder.yaml does, the published sets do not)
+        "KEEP_MB": 0,  # ours: up to so many MB of decoded training images stay in memory, a stream and loader process
         "VIEWS": 0,  # ours: pass k over the images shows view k modulo VIEWS; 0: every pass shows another view
         "VIEW_SEED": 0,  # ours: a view is a function of (this seed, image index, view number), the same for all runs
     },
