@@ -298,12 +298,13 @@ def test_a_gap_changes_no_number_of_small_and_of_other_images(items, photo, tmp_
 @pytest.mark.parametrize("keep_mb", [0, 1])
 def test_a_batch_has_the_rows_of_its_images(items, keep_mb):
     data = ViewDataset(items, STUDENT, TEACHER, views=VIEWS, keep_mb=keep_mb)
+    keys = [(4, 7), (1, 0), (4, 8)]
     for _ in range(2):  # the second time with decoded images in memory
-        for (position, view), row in zip([(4, 7), (1, 0), (4, 8)], data.__getitems__([(4, 7), (1, 0), (4, 8)])):
-            alone = ViewDataset(items, STUDENT, TEACHER, views=VIEWS)[position, view]
+        for key, row in zip(keys, data.__getitems__(keys), strict=True):
+            alone = ViewDataset(items, STUDENT, TEACHER, views=VIEWS)[key]
             assert row.keys() == alone.keys()
-            for key, value in row.items():
-                assert torch.equal(value, alone[key]) if isinstance(value, torch.Tensor) else value == alone[key]
+            for name, value in row.items():
+                assert torch.equal(value, alone[name]) if isinstance(value, torch.Tensor) else value == alone[name]
 
 
 def test_so_many_images_stay_decoded_as_there_is_room_for(items):
