@@ -132,6 +132,16 @@ DEFAULTS = {
             "INIT": "language",  # ours, of the linear head: language | kaiming
             "DROPOUT": 0.0,  # ours, on the prompts
         },
+        "DISTILL": {  # compact students, all of whose weights learn
+            "PREC": "fp32",
+            "CE_HEAD": "linear",  # linear | cosine
+            "INIT": "kaiming",  # of the CE head: kaiming | language (CLIP students)
+            "FEATURE_WEIGHT": 2000.0,  # of the features' squared difference (CLIP-KD's, for features of 512)
+            "BINARY_WEIGHT": 1.0,  # of DHKD's binary loss (its code: 1 on CIFAR-100, 0.1 on ImageNet)
+            "BINARY_T": 2.0,  # temperature of it
+            "BINARY_NORM": True,  # BinaryKL-Norm, which DHKD is trained with | BinaryKL
+            "SOFT_LABELS": True,  # SSKD: the CE head follows the teacher, too, on labeled images
+        },
         "PROMPTSRC": {
             "N_CTX_VISION": 4,
             "N_CTX_TEXT": 4,
@@ -146,16 +156,6 @@ DEFAULTS = {
             "TEMPLATES": (),  # ours: templates of the fixed text features; empty: DATASET.TEMPLATES, else the sixty
         },
         "ZSCLIP": {"PREC": "fp32"},
-        "DISTILL": {  # compact students, all of whose weights learn
-            "PREC": "fp32",
-            "CE_HEAD": "linear",  # linear | cosine
-            "INIT": "kaiming",  # of the CE head: kaiming | language (CLIP students)
-            "FEATURE_WEIGHT": 2000.0,  # of the features' squared difference (CLIP-KD's, for features of 512)
-            "BINARY_WEIGHT": 1.0,  # of DHKD's binary loss (its code: 1 on CIFAR-100, 0.1 on ImageNet)
-            "BINARY_T": 2.0,  # temperature of it
-            "BINARY_NORM": True,  # BinaryKL-Norm, which DHKD is trained with | BinaryKL
-            "SOFT_LABELS": True,  # SSKD: the CE head follows the teacher, too, on labeled images
-        },
         "DHO": {
             "LAMBDA": 0.5,  # weight of the CE loss (Eq. 6, 7)
             "ZETA": 0.0,  # teacher's CLIP temperature; 0: the one that comes with the weights (OpenAI's: 0.01)
