@@ -150,7 +150,7 @@ def _compare_kinds(runs: list[dict[str, Any]]) -> Iterator[Comparison]:
 
 
 def _compare_distilled(runs: list[dict[str, Any]]) -> Iterator[Comparison]:
-    """Compare DHO with every other method on the same student and as many labeled images, or on none."""
+    """Compare DHO, and DHO-F, with every method before it in the table, on the same student and as many labeled images, or on none."""
     groups: dict[tuple, dict[tuple[str, str], list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         student, method = split_distilled(run["method"])
@@ -160,9 +160,10 @@ def _compare_distilled(runs: list[dict[str, Any]]) -> Iterator[Comparison]:
         shown = {name: columns[name] for name in MEASURES if name in columns} or columns
         labels = {"Dataset": dataset, "Method": student, "Config": config}
         for (method, labeled), mine in found.items():
-            for other in DISTILLED if method.startswith("DHO") else ():
+            others = DISTILLED[: DISTILLED.index(method)] if method.startswith("DHO") else ()
+            for other in others:
                 theirs = found.get((other, labeled)) or found.get((other, "-"))
-                if other == method or not theirs:
+                if not theirs:
                     continue
                 measures = {title: paired(_differences(mine, theirs, key)) for key, title in shown.items()}
                 own = {"Labeled": labeled, "Difference": f"{method} - {other}", "Teacher": str(mine[0].get("teacher"))}

@@ -11,7 +11,7 @@ from dho_plugin.rows import Row, Score, labeled_order, method_order, zero_shot_o
 
 SHOTS = (1, 2, 4, 8, 16)
 ZERO_SHOT = {"RN50": "RN50 (zero-shot)", "H": "ViT-H-14-378-quickgelu (zero-shot)", "L": "ViT-L/14@336px (zero-shot)"}
-FEW_SHOT = "RN50 (Tip-Adapter-F)"
+FEW_SHOT = "RN50 (few-shot)"
 
 # Table 1: student -> method -> Val at 1, 2, 4, 8, 16 shots; one number stands for no labels at all.
 # SSKD and DHKD: section 4.2.

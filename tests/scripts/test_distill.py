@@ -142,3 +142,24 @@ def test_a_slip_is_one_message_before_anything_is_trained(words, settings, messa
     assert done.returncode == 2
     assert message in done.stderr
     assert not calls
+
+
+FEW_SHOT = "few_shot_teachers()" in (ROOT / "scripts/lib.sh").read_text()
+
+
+@pytest.mark.skipif(not FEW_SHOT, reason="needs Tip-Adapter's part of lib.sh")
+def test_the_teacher_of_dho_f_is_trained_before_its_students(pretend):
+    done, calls = pretend(
+        "scripts/table1.sh", "mini", METHODS="DHO DHO-F", SHOTS="4", STUDENTS="mini-resnet", SEEDS="1 2"
+    )
+    assert done.returncode == 0, done.stderr
+    started = ["/".join(Path(call[4]).parts[-3:]) for call in calls if call[0] == "start"]
+    assert started == [
+        "mini/ZeroshotCLIP2/mini",
+        *(f"Distill_DHO/mini_resnet_4shots/seed{seed}" for seed in (1, 2)),
+        *(f"TipAdapterF/mini_4shots/seed{seed}" for seed in (1, 2)),
+        *(f"Distill_DHO/mini_resnet_4shots_few_shot/seed{seed}" for seed in (1, 2)),
+    ]
+    students = [" ".join(call) for call in calls if call[0] == "start" and "shots_few_shot" in call[4]]
+    assert all("TRAINER.DHO.TEACHER.TYPE few_shot" in line and "mini_4shots/seed{seed}" in line for line in students)
+    assert table(done)[-2].endswith("mini_resnet_4shots_few_shot")
