@@ -150,7 +150,7 @@ def _compare_kinds(runs: list[dict[str, Any]]) -> Iterator[Comparison]:
 
 
 def _compare_distilled(runs: list[dict[str, Any]]) -> Iterator[Comparison]:
-    """Compare DHO, and DHO-F, with every method before it in the table, on the same student and as many labeled images, or on none."""
+    """Compare DHO and DHO-F with the methods before them in the table, on the same student and as many labels."""
     groups: dict[tuple, dict[tuple[str, str], list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         student, method = split_distilled(run["method"])

@@ -5,7 +5,7 @@ import timm
 import torch
 
 from dho_plugin.engine.views import Preprocess
-from dho_plugin.errors import CheckpointError
+from dho_plugin.errors import CheckpointError, ConfigError
 from dho_plugin.models import backbones
 from dho_plugin.models.backbones import feature_dim, is_backbone, load_backbone
 
@@ -34,6 +34,7 @@ def pretrained(monkeypatch):
         ("RN50", "", False),
         ("ViT-B-16", "openai", False),
         ("mini-student", "", False),
+        ("mini-resnet-pretrained", "", True),
         ("convnext_base", "", True),  # timm's and open_clip's
         ("convnext_base", "laion400m_s13b_b51k", False),
     ],
@@ -128,3 +129,14 @@ def test_widths_of_the_papers_students():
     for name, width in widths.items():
         with torch.device("meta"):
             assert feature_dim(timm.create_model(name, num_classes=0)) == width
+
+
+def test_the_mini_worlds_student():
+    scratch, pretrained = (load_backbone(name) for name in ("mini-resnet", "mini-resnet-pretrained"))
+    assert scratch.preprocess.size == pretrained.preprocess.size == 32
+    images = torch.rand(2, 3, 32, 32)
+    assert scratch.encode_image(images).shape == (2, scratch.feature_dim)
+    moved = [module for module in pretrained.model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert all(module.num_batches_tracked > 0 for module in moved)  # it was trained
+    with pytest.raises(ConfigError, match="mini-resnet ships with what it needs"):
+        load_backbone("mini-resnet", size=64)
