@@ -49,7 +49,7 @@ class FeatureCaching:
         data, streams = self.dataset, {}
         if self.uses_unlabeled():
             streams["train_u"] = data.train_x + data.train_u, self.unlabeled_batch_size()
-        streams["train_x"] = data.train_x, self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        streams["train_x"] = self.first_stream(), self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         passes = {name: -(-self.total_steps() * size // max(1, len(items))) for name, (items, size) in streams.items()}
         views = {name: min(self.cfg.INPUT.VIEWS or count, count) for name, count in passes.items()}
         return {name: (items, views[name]) for name, (items, _) in streams.items()}
@@ -86,6 +86,7 @@ class FeatureCaching:
         precision, pre = self.accelerator.mixed_precision, asdict(clip.preprocess)
         if views:  # a view is resized to the input, whatever an evaluation does
             del pre["resize_mode"]
+        del pre["crop_pct"]  # of weights that learn, whose features nobody stores
         gap = self.cfg.INPUT.JPEG_GAP
         return {
             "weights": self._fingerprints[who],
@@ -228,6 +229,7 @@ class FeatureCaching:
             return training_features(FeatureBatches(items, stored, unreadable=unreadable), batches, self.device)
         models = self.student_preprocess, None if "teacher_features" in stored else self.teacher_preprocess
         options = {"views": self.view_spec(), "size": self.decoded_for(), "stored": stored, **self.reading()}
+        options["keep_mb"] = self.cfg.INPUT.KEEP_MB
         return self.loaded(ViewDataset(items, *models, **options), batches)
 
     def fill_dataset(self, clip: LoadedCLIP, items: ImageList) -> ViewDataset:

@@ -20,6 +20,7 @@ FLOORS = {
     "dho_plugin.passes": 4,
     "dho_plugin.evaluation": 4,
     "dho_plugin.dho_trainer": 4,
+    "dho_plugin.distill_trainer": 4,
     "dho_plugin.trainers": 5,
     "dho_plugin.analysis": 5,
     "dho_plugin.train": 6,
@@ -32,6 +33,7 @@ FLOORS = {
     "dho_plugin.paper": 6,
     "dho_plugin.hosts": 6,
     "dho_plugin.register": 6,
+    "dho_plugin.paper_distill": 6,
 }
 
 

@@ -41,6 +41,10 @@ class TrainingStreams:
         """Return the number of steps of the whole training."""
         return self.steps_per_epoch() * self.cfg.OPTIM.MAX_EPOCH
 
+    def first_stream(self) -> ImageList:
+        """Return the images of the stream `train_x`: the labeled ones."""
+        return self.dataset.train_x
+
     def unlabeled_batch_size(self) -> int:
         """Return the batch size of the unlabeled stream."""
         loader = self.cfg.DATALOADER
@@ -64,7 +68,8 @@ class TrainingStreams:
     def train_batches(self, items: ImageList, batches: StepBatches) -> Iterable[dict]:
         """Return the batches of a stream, with the images of student and teacher, on the device."""
         models = self.student_preprocess, self.teacher_preprocess
-        dataset = ViewDataset(items, *models, views=self.view_spec(), **self.reading())
+        options = {"views": self.view_spec(), "keep_mb": self.cfg.INPUT.KEEP_MB, **self.reading()}
+        dataset = ViewDataset(items, *models, **options)
         return self.loaded(dataset, batches)
 
     def loaded(self, dataset: ViewDataset, batches: StepBatches) -> Iterator[dict]:
@@ -86,4 +91,4 @@ class TrainingStreams:
 
     def train_streams(self, start_step: int) -> list[Iterator[dict]]:
         """Return the streams whose batches `forward_backward` takes, in its order."""
-        return [self.train_stream("train_x", self.dataset.train_x, self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, start_step)]
+        return [self.train_stream("train_x", self.first_stream(), self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, start_step)]
