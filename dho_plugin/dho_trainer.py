@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dho_plugin.caching import FeatureCaching
-from dho_plugin.core.heads import LinearHead, build_head
+from dho_plugin.core.heads import build_head
 from dho_plugin.core.losses import dho_loss
 from dho_plugin.engine.checkpoint import load_checkpoint, model_path
 from dho_plugin.engine.data import ClassInfo
@@ -103,18 +103,23 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
         self.teacher_label = teacher_label(self.cfg) if self.dho else None
 
     def build_kd_head(self, clip: LoadedCLIP) -> nn.Module:
-        """Return h_KD: cosine-aligned (Eq. 10) or linear, from the class prompts' features or Kaiming's draw."""
-        dho, width = self.cfg.TRAINER.DHO, self.student.feature_dim
-        init = self.head_init(clip, dho.INIT)
-        return build_head(dho.KD_HEAD, width, len(self.classes), zeta=clip.zeta, init=init, init_scale=clip.scale)
+        """Return h_KD: cosine-aligned (Eq. 10), linear or non-linear, from class features or Kaiming's draw."""
+        dho = self.cfg.TRAINER.DHO
+        return self.head(dho.KD_HEAD, clip, dho.INIT, self.student.feature_dim, clip.scale)
 
-    def build_ce_head(self, clip: LoadedCLIP, init: str) -> nn.Module:
-        """Return a linear h_CE; language-aware, its rows are the unit text features and b is 0 (DHO, section 3.2).
+    def head(self, kind: str, clip: LoadedCLIP, init: str, width: int, scale: float = 1.0) -> nn.Module:
+        """Return a head on features of some width; language-aware, the rows of a linear one have the length `scale`."""
+        mlp, classes = self.cfg.TRAINER.DHO.MLP, len(self.classes)
+        sizes = {"init_scale": scale, "hidden": mlp.HIDDEN, "dropout": mlp.DROPOUT}
+        return build_head(kind, width, classes, zeta=clip.zeta, init=self.head_init(clip, init), **sizes)
+
+    def build_ce_head(self, clip: LoadedCLIP, init: str, kind: str = "linear") -> nn.Module:
+        """Return h_CE; language-aware, a linear one's rows are unit text features and b is 0 (DHO, section 3.2).
 
         It takes features of any length, as the authors' released code does: with OpenAI's CLIP, whose image features
         have a length of about 10, training starts from CLIP's zero-shot decisions at a tenth of its scale.
         """
-        return LinearHead(clip.feature_dim, len(self.classes), self.head_init(clip, init))
+        return self.head(kind, clip, init, clip.feature_dim)
 
     def head_init(self, clip: LoadedCLIP, init: str) -> Tensor | None:
         """Return the class features (C, D) from which a head starts, encoded once, or None for Kaiming's draw."""

@@ -179,7 +179,11 @@ def check_cfg(cfg: CfgNode) -> None:
         ("TRAINER.DHO.BETA", dho.BETA, dho.BETA > 0, "a number above 0"),
         ("TRAINER.DHO.ETA", dho.ETA, dho.ETA > 0, "a number above 0"),
         ("TRAINER.DHO.ZETA", dho.ZETA, dho.ZETA >= 0, "a number above 0, or 0 for the weights' own"),
-        ("TRAINER.DHO.KD_HEAD", dho.KD_HEAD, dho.KD_HEAD in ("cosine", "linear"), "cosine or linear"),
+        ("TRAINER.DHO.KD_HEAD", dho.KD_HEAD, dho.KD_HEAD in ("cosine", "linear", "mlp"), "cosine, linear or mlp"),
+        ("TRAINER.DHO.INIT", dho.INIT, dho.KD_HEAD != "mlp" or dho.INIT == "kaiming",
+         "only kaiming beside KD_HEAD mlp: class features fit none of its layers"),
+        ("TRAINER.DHO.MLP.HIDDEN", dho.MLP.HIDDEN, dho.MLP.HIDDEN >= 0, "1 or more, or 0 for the features' width"),
+        ("TRAINER.DHO.MLP.DROPOUT", dho.MLP.DROPOUT, 0 <= dho.MLP.DROPOUT < 1, "a number in [0, 1)"),
         ("TRAINER.DHO.INIT", dho.INIT, dho.INIT in INITS, "language or kaiming"),
         ("OPTIM.MAX_EPOCH", cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.MAX_EPOCH >= 0, "0 or more"),
         *((f"DATALOADER.{part}.BATCH_SIZE", loader[part].BATCH_SIZE, loader[part].BATCH_SIZE > 0, "1 or more")

@@ -120,7 +120,8 @@ DEFAULTS = {
     "TRAINER": {
         "NAME": "",
         "COOP": {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "PREC": "fp16", "CLASS_TOKEN_POSITION": "end"},
-        "LINEARPROBE": {"INIT": "language", "PREC": "fp16"},  # INIT of the CE head: language | kaiming
+        # Of the CE head: linear | mlp (DHO, Table 14); language | kaiming
+        "LINEARPROBE": {"HEAD": "linear", "INIT": "language", "PREC": "fp16"},
         "VPT": {
             "N_CTX_VISION": 2,  # prompts a layer
             "CTX_INIT": "a photo of a",  # words in front of the class names, for HEAD text
@@ -153,8 +154,9 @@ DEFAULTS = {
             "SEARCH": False,  # choose alpha and beta on the validation split instead
             "KD_ETA2": True,  # multiply each KL term by eta^2, as the released code does
             "UNLABELED": True,  # KD also on images drawn from D(l) and D(u) together
-            "KD_HEAD": "cosine",  # cosine (Eq. 10) | linear
+            "KD_HEAD": "cosine",  # cosine (Eq. 10) | linear | mlp (non-linear, Table 14)
             "INIT": "language",  # language-aware | kaiming
+            "MLP": {"HIDDEN": 0, "DROPOUT": 0.1},  # of non-linear heads, CE or KD: width (0: the features'), dropout
             "OPTIM": {"NAME": "", "LR": 1e-3, "WEIGHT_DECAY": 0.0},  # of the KD head; empty name: follow OPTIM
             "TEACHER": {
                 "TYPE": "zero_shot",  # zero_shot | placebo (the student's own zero-shot predictions)
