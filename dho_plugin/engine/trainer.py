@@ -33,11 +33,12 @@ class TrainerX(ModelStore, TrainingStreams, Stepping):
 
     Args:
         cfg: a frozen config.
+        dataset: the images and classes; None reads those of the config.
     """
 
     elapsed_before = 0.0  # seconds that an interrupted run had spent
 
-    def __init__(self, cfg):
+    def __init__(self, cfg, dataset: DatasetBase | None = None):
         super().__init__()
         self.cfg = cfg
         self.check_cfg(cfg)
@@ -50,7 +51,7 @@ class TrainerX(ModelStore, TrainingStreams, Stepping):
         self._writer: SummaryWriter | None = None
         self.clock = StepClock()
         with self.accelerator.main_process_first():  # it stores what the others then read: listings, splits, shots
-            self.dataset: DatasetBase = DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
+            self.dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg) if dataset is None else dataset
         self.data_identity = data_identity(self.dataset)
         print(self.dataset.summary(cfg.DATASET.NAME))
         self.classes = self.dataset.classes
