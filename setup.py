@@ -39,6 +39,9 @@ setup(
         "tensorboard",
         "tqdm",
     ],
-    extras_require={"test": ["pytest", "hypothesis", "ruff==0.17.*"]},
+    extras_require={
+        "export": ["onnx", "onnxscript", "onnxruntime"],
+        "test": ["pytest", "hypothesis", "ruff==0.17.*"],
+    },
     entry_points={"console_scripts": ["dho-train=dho_plugin.train:main"]},
 )

@@ -94,6 +94,7 @@ def load_run(
     epoch: int | None = None,
     alpha: float | None = None,
     beta: float | None = None,
+    exact: bool = False,
 ) -> DHOTrainer:
     """Load a run's model, ready to answer; its data set and its teacher are not looked for.
 
@@ -103,6 +104,7 @@ def load_run(
         epoch: which epoch's weights; None for the best ones on validation or, where there are none, the last ones.
         alpha: weight of the CE head; None takes the one that the run was scored with.
         beta: temperature of the KD head; None takes the one that the run was scored with.
+        exact: compute on the CPU in fp32, whatever the run's precision and device.
 
     Returns:
         The run's trainer in evaluation mode.
@@ -113,9 +115,13 @@ def load_run(
     import dho_plugin.trainers  # noqa: F401 (fills the registry)
 
     run = Run.of(folder)
-    cfg = run.cfg(["MODEL.FEATURES", "online", *pairs])
+    cfg = run.cfg(pairs := [*pairs, "MODEL.FEATURES", "online"])
+    build = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    if exact:
+        precision = f"TRAINER.{build.cfg_node}.PREC"
+        cfg = run.cfg([*pairs, "USE_CUDA", "False", "MODEL.COMPILE", "False", precision, "fp32"])
     with contextlib.redirect_stdout(io.StringIO()):  # what a training prints
-        trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)(cfg, DatasetBase(classes=run.classes()))
+        trainer = build(cfg, DatasetBase(classes=run.classes()))
         if trainer.get_model_names():
             trainer.load_model(run.weights, epoch)
     own = cfg.TRAINER.DHO
@@ -141,10 +147,10 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_of(args: argparse.Namespace, *pairs: str) -> DHOTrainer:
-    """Load the run of a command line that has `add_run_flags`; `pairs` are what the command itself needs."""
-    words = [word for pair in args.set for word in pair]
-    return load_run(args.run_dir, [*words, *pairs], epoch=args.epoch, alpha=args.alpha, beta=args.beta)
+def run_of(args: argparse.Namespace, *, exact: bool = False) -> DHOTrainer:
+    """Load the run of a command line that has `add_run_flags`."""
+    pairs = [word for pair in args.set for word in pair]
+    return load_run(args.run_dir, pairs, epoch=args.epoch, alpha=args.alpha, beta=args.beta, exact=exact)
 
 
 def described(trainer: DHOTrainer) -> str:

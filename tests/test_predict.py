@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,23 +15,6 @@ from dho_plugin.errors import CheckpointError, DataError
 from dho_plugin.predict import find_images, main, predict
 from dho_plugin.runs import Run, load_run
 from dho_plugin.train import main as train
-
-ONE_EPOCH = ("OPTIM.MAX_EPOCH", "1", "OPTIM.WARMUP_STEPS", "0", "TEST.SHIFTED", "()", "OPTIM.LR", "0.01")
-
-
-@pytest.fixture(scope="module")
-def finished(shared_command):
-    """Return a function that gives the folder of a trainer's finished run, and of its images."""
-
-    @cache
-    def run(trainer: str) -> tuple[Path, Path]:
-        flags = ("--eval-only",) if trainer.startswith("Zeroshot") else ()
-        line = shared_command(trainer, f"predict_{trainer}", *ONE_EPOCH, flags=flags)
-        assert train(line) == 0
-        root = Path(line[line.index("--root") + 1])
-        return Path(line[line.index("--output-dir") + 1]), root / "imagenet/images/val"
-
-    return run
 
 
 def softmax(logits):
@@ -57,8 +39,8 @@ def expected(run: Path, alpha: float, beta: float):
 
 @pytest.mark.parametrize("trainer", ["LinearProbe_DHO", "CoOp", "PromptSRC_DHO", "ZeroshotCLIP"])
 @pytest.mark.parametrize("mixing", [(), ("--alpha", "0.2", "--beta", "0.5")])
-def test_a_folder_in_a_csv_out(finished, tmp_path, trainer, mixing):
-    run, images = finished(trainer)
+def test_a_folder_in_a_csv_out(finished_run, tmp_path, trainer, mixing):
+    run, images = finished_run(trainer)
     assert main([str(run), str(images), "--csv", str(tmp_path / "out.csv"), "--top", "9", *mixing]) == 0
     rows = read(tmp_path / "out.csv")
     assert [row["image"] for row in rows] == sorted(str(path) for path in images.glob("*/*.JPEG"))
@@ -82,8 +64,8 @@ def test_a_folder_in_a_csv_out(finished, tmp_path, trainer, mixing):
         assert row["error"] == ""
 
 
-def test_classes_come_with_their_keys_from_the_checkpoints(finished, tmp_path):
-    run, images = finished("LinearProbe_DHO")
+def test_classes_come_with_their_keys_from_the_checkpoints(finished_run, tmp_path):
+    run, images = finished_run("LinearProbe_DHO")
     assert main([str(run), str(images), "--csv", str(tmp_path / "out.csv")]) == 0
     classes = {info.key: info.name for info in Run.of(run).classes()}
     assert set(classes) == {path.name for path in images.iterdir() if path.is_dir() and path.name[0] != "."}
@@ -91,8 +73,8 @@ def test_classes_come_with_their_keys_from_the_checkpoints(finished, tmp_path):
     assert all(classes[row["key"]] == row["class"] for row in rows)
 
 
-def test_the_data_and_the_teacher_are_not_needed(finished, tmp_path):
-    run, images = finished("CoOp_DHO")
+def test_the_data_and_the_teacher_are_not_needed(finished_run, tmp_path):
+    run, images = finished_run("CoOp_DHO")
     copy = shutil.copytree(run, tmp_path / "run")
     config = json.loads((copy / "config.json").read_text())
     config["DATASET"]["ROOT"] = config["TRAINER"]["DHO"]["TEACHER"]["CKPT"] = str(tmp_path / "nowhere")
@@ -102,8 +84,8 @@ def test_the_data_and_the_teacher_are_not_needed(finished, tmp_path):
     assert a == b
 
 
-def test_alpha_and_beta_are_those_that_the_run_chose(finished, tmp_path):
-    run, _ = finished("LinearProbe_DHO")
+def test_alpha_and_beta_are_those_that_the_run_chose(finished_run, tmp_path):
+    run, _ = finished_run("LinearProbe_DHO")
     copy = shutil.copytree(run, tmp_path / "run")
     results = json.loads((copy / "results.json").read_text())
     (copy / "results.json").write_text(json.dumps(results | {"alpha": 0.3, "beta": 0.7}))
@@ -112,8 +94,8 @@ def test_alpha_and_beta_are_those_that_the_run_chose(finished, tmp_path):
     assert load_run(copy).mixing() == (0.5, 1.0)
 
 
-def test_batches_and_workers_change_nothing(finished):
-    run, images = finished("VPT_DHO")
+def test_batches_and_workers_change_nothing(finished_run):
+    run, images = finished_run("VPT_DHO")
     trainer, photos = load_run(run), find_images([str(images)])
     whole = list(predict(trainer, photos))
     for options in ({"batch_size": 3}, {"batch_size": 3, "workers": 2}):
@@ -123,8 +105,8 @@ def test_batches_and_workers_change_nothing(finished):
             assert one.best[0].probability == pytest.approx(other.best[0].probability, abs=1e-5)
 
 
-def test_damaged_images_are_reported_and_survived(finished, tmp_path, capsys):
-    run, images = finished("LinearProbe_DHO")
+def test_damaged_images_are_reported_and_survived(finished_run, tmp_path, capsys):
+    run, images = finished_run("LinearProbe_DHO")
     whole = next(images.glob("*/*.JPEG"))
     (tmp_path / "a").mkdir()
     (tmp_path / "a/cut.jpg").write_bytes(whole.read_bytes()[:200])
@@ -145,9 +127,9 @@ def test_damaged_images_are_reported_and_survived(finished, tmp_path, capsys):
     assert "none of the 1 images can be read" in capsys.readouterr().err
 
 
-def test_the_table_has_both_heads_views_where_there_are_two(finished, capsys):
+def test_the_table_has_both_heads_views_where_there_are_two(finished_run, capsys):
     for trainer, heads in (("LinearProbe_DHO", True), ("CoOp", False)):
-        run, images = finished(trainer)
+        run, images = finished_run(trainer)
         photo = next(images.glob("*/*.JPEG"))
         assert main([str(run), str(photo), "--top", "2"]) == 0
         printed = capsys.readouterr().out.splitlines()
@@ -190,8 +172,8 @@ def test_a_word_that_names_nothing_is_an_error(tree, word):
         find_images(["a", word])
 
 
-def test_an_interrupted_prediction_leaves_no_csv(finished, tmp_path, monkeypatch):
-    run, images = finished("LinearProbe_DHO")
+def test_an_interrupted_prediction_leaves_no_csv(finished_run, tmp_path, monkeypatch):
+    run, images = finished_run("LinearProbe_DHO")
     (tmp_path / "out.csv").write_text("old")
 
     def stop(*_):
@@ -203,10 +185,10 @@ def test_an_interrupted_prediction_leaves_no_csv(finished, tmp_path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
 
 
-def test_an_evaluation_s_folder_stands_for_the_run_that_it_evaluated(finished, shared_command, tmp_path):
-    run, images = finished("LinearProbe_DHO")
+def test_an_evaluation_s_folder_stands_for_the_run_that_it_evaluated(finished_run, shared_command, tmp_path):
+    run, images = finished_run("LinearProbe_DHO")
     flags = ("--eval-only", "--model-dir", str(run))
-    line = shared_command("LinearProbe_DHO", tmp_path / "eval", *ONE_EPOCH, dataset="imagenet_a", flags=flags)
+    line = shared_command("LinearProbe_DHO", tmp_path / "eval", dataset="imagenet_a", flags=flags)
     assert train(line) == 0
     a, b = (list(predict(load_run(folder), find_images([str(images)]))) for folder in (run, tmp_path / "eval"))
     assert a == b
@@ -222,8 +204,8 @@ def test_an_evaluation_s_folder_stands_for_the_run_that_it_evaluated(finished, s
         (["--set", "MODEL.BACKBON.NAME", "x"], "MODEL.BACKBONE.NAME"),
     ],
 )
-def test_slips_are_one_message(finished, capsys, words, said):
-    run, images = finished("LinearProbe_DHO")
+def test_slips_are_one_message(finished_run, capsys, words, said):
+    run, images = finished_run("LinearProbe_DHO")
     assert main([str(run), str(images), *words]) == 2
     error = capsys.readouterr().err
     assert said in error
@@ -235,14 +217,14 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
         load_run(tmp_path)
 
 
-def test_a_run_without_weights_or_logits_is_named(finished, tmp_path):
-    run, _ = finished("LinearProbe_DHO")
+def test_a_run_without_weights_or_logits_is_named(finished_run, tmp_path):
+    run, _ = finished_run("LinearProbe_DHO")
     shutil.copy(run / "config.json", tmp_path / "config.json")
     with pytest.raises(CheckpointError, match="which classes"):
         load_run(tmp_path)
 
 
-def test_nothing_of_the_model_is_left_in_training_mode(finished):
-    trainer = load_run(finished("VPT_DHO")[0])
+def test_nothing_of_the_model_is_left_in_training_mode(finished_run):
+    trainer = load_run(finished_run("VPT_DHO")[0])
     assert not any(module.training for module in trainer.net.modules())
     assert torch.is_grad_enabled()

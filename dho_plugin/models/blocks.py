@@ -47,7 +47,7 @@ def projected(block: nn.Module, rows: Tensor, which: str = "qkv") -> Tensor:
 def heads_of(block: nn.Module, rows: Tensor) -> Tensor:
     """Return (n, H, R, d) of projected rows (R, n * W): each head's rows together, as attention needs them."""
     attn = block.attn
-    return rows.view(len(rows), -1, attn.num_heads, attn.head_dim).permute(1, 2, 0, 3).contiguous()
+    return rows.view(rows.shape[0], -1, attn.num_heads, attn.head_dim).permute(1, 2, 0, 3).contiguous()
 
 
 def finish(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class PromptedImageTower(nn.Module):
         n_tokens = x.shape[1]
 
         def behind_image(x: Tensor, prompts: Tensor) -> Tensor:
-            return cat([x[:, :n_tokens], self.dropout(prompts.expand(len(x), -1, -1))], dim=1)
+            return cat([x[:, :n_tokens], self.dropout(prompts.expand(x.shape[0], -1, -1))], dim=1)
 
         x = cat([x, visual.ln_pre(behind_image(x, self.prompts.VPT)[:, n_tokens:])], dim=1)
         last = first_token if self.class_alone else None
