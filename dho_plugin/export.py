@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
 
 from dho_plugin.core.inference import interpolate
 from dho_plugin.dho_trainer import DHOTrainer
@@ -81,34 +82,36 @@ def answers(trainer: DHOTrainer) -> Answers:
 
 
 def traced(model: Answers, size: int) -> ExportedProgram:
-    """Return a model's graph for any number of images of `size` pixels, and of its tensors those that the graph uses.
+    """Return a model's graph for any number of images of `size` pixels, with those of its tensors that it uses.
 
     Raises:
-        ExportError: it does something that cannot be traced.
+        ExportError: the model does something that cannot be traced.
     """
     shapes = {"images": {0: Dim("batch", min=1)}}
-    images = torch.zeros(2, 3, size, size)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # what a forward leaves behind on the model is not looked at again
         try:
-            _drop_unused(model, torch.export.export(model, (images,), dynamic_shapes=shapes))
-            return torch.export.export(model, (images,), dynamic_shapes=shapes)
+            program = torch.export.export(model, (torch.zeros(2, 3, size, size),), dynamic_shapes=shapes)
         except Exception as error:  # torch.export raises what the model's own code does on tensors without values
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ExportError(f"this model cannot be traced for an export: {type(error).__name__}: {reason}") from error
+    _drop_unused(program)
+    return program
 
 
-def _drop_unused(model: nn.Module, program: ExportedProgram) -> None:
-    """Take the tensors off a model that its graph does not use: a CLIP's text tower is most of it."""
-    own = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
-    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
-    specs = zip(program.graph_signature.input_specs, placeholders, strict=True)
-    used = {id(own[spec.target]) for spec, node in specs if node.users and spec.target in own}
-    for name, tensor in own.items():
-        if id(tensor) not in used:  # a tensor may go by several names
-            path, _, last = name.rpartition(".")
-            module = model.get_submodule(path)
-            (module._parameters if last in module._parameters else module._buffers)[last] = None
+def _drop_unused(program: ExportedProgram) -> None:
+    """Take the tensors off a graph that nothing in it looks at: a CLIP's text tower is most of it."""
+    inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
+    kept = []
+    for spec, node in zip(program.graph_signature.input_specs, inputs, strict=True):
+        if node.users or spec.kind is InputKind.USER_INPUT:
+            kept.append(spec)
+            continue
+        program.graph.erase_node(node)
+        for tensors in (program.state_dict, program.constants):
+            tensors.pop(spec.target, None)
+    program.graph_signature.input_specs = kept
+    program.graph_module.recompile()
 
 
 def metadata(trainer: DHOTrainer, outputs: Sequence[str]) -> dict[str, Any]:
@@ -195,14 +198,14 @@ def check_packages() -> None:
 @torch.no_grad()
 def difference(trainer: DHOTrainer, outputs: Outputs) -> float:
     """Return the largest difference of a file's probabilities from the run's own, on batches of 1 and of 5 images."""
-    size, largest = trainer.student_preprocess.size, 0.0
+    size, found = trainer.student_preprocess.size, []
     net, noise = trainer.accelerator.unwrap_model(trainer.net), torch.Generator().manual_seed(0)
     for count in (1, 5):
         images = torch.randn(count, 3, size, size, generator=noise)
         logits_ce, logits_kd, _ = net(images)
         probabilities = interpolate(logits_ce, logits_kd, *trainer.mixing())
-        largest = max(largest, (outputs(images)[0] - probabilities).abs().max().item())
-    return largest
+        found.append((outputs(images)[0] - probabilities).abs().max())
+    return torch.stack(found).max().item()  # not Python's max: of a number that is none it says nothing
 
 
 def export(trainer: DHOTrainer, *, onnx: str = "", torch_export: str = "") -> dict[str, float]:
