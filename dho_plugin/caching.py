@@ -48,7 +48,7 @@ class FeatureCaching:
         data, streams = self.dataset, {}
         if self.uses_unlabeled():
             streams["train_u"] = data.train_x + data.train_u, self.unlabeled_batch_size()
-        streams["train_x"] = data.train_x, self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        streams["train_x"] = self.first_stream(), self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         passes = {name: -(-self.total_steps() * size // max(1, len(items))) for name, (items, size) in streams.items()}
         views = {name: min(self.cfg.INPUT.VIEWS or count, count) for name, count in passes.items()}
         return {name: (items, views[name]) for name, (items, _) in streams.items()}
@@ -85,6 +85,7 @@ class FeatureCaching:
         precision, pre = self.accelerator.mixed_precision, asdict(clip.preprocess)
         if views:  # a view is resized to the input, whatever an evaluation does
             del pre["resize_mode"]
+        del pre["crop_pct"]  # of weights that learn, whose features nobody stores
         gap = self.cfg.INPUT.JPEG_GAP
         return {
             "weights": self._fingerprints[who],

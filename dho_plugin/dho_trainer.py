@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dho_plugin.caching import FeatureCaching
 from dho_plugin.core.heads import build_head
-from dho_plugin.core.losses import dho_loss
+from dho_plugin.core.losses import DHOLoss, dho_loss
 from dho_plugin.engine.checkpoint import load_checkpoint, model_path
 from dho_plugin.engine.data import ClassInfo
 from dho_plugin.engine.device import prepared
@@ -18,6 +18,7 @@ from dho_plugin.engine.optim import build_lr_scheduler, build_optimizer
 from dho_plugin.engine.trainer import TrainerXU
 from dho_plugin.errors import ConfigError
 from dho_plugin.evaluation import HeadEvaluation
+from dho_plugin.models.backbones import LoadedBackbone
 from dho_plugin.models.clip import LoadedCLIP, load_clip
 from dho_plugin.models.image_tower import channels_last, checkpoint_images
 from dho_plugin.models.student import DualHeadNet, Student
@@ -40,7 +41,9 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
 
     dho = False  # a method's `_DHO` twin sets it
     cfg_node = "DHO"  # the method's own node below TRAINER
-    _clip: LoadedCLIP | None = None
+    kd_name = "kd_head"  # of the checkpoints of what the teacher teaches; "" where it is saved with the student
+    predicts_with_kd = True  # whether it is a head that predictions are mixed with (Eq. 11)
+    _clip: LoadedCLIP | LoadedBackbone | None = None
     _language: tuple[Sequence[ClassInfo], Tensor] | None = None  # classes, and what heads start from
 
     def build_student(self, clip: LoadedCLIP, classes: Sequence[ClassInfo]) -> Student:
@@ -70,20 +73,25 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
         """Return the prompt templates of the class features: DATASET.TEMPLATES, else the data set's published ones."""
         return tuple(self.cfg.DATASET.TEMPLATES) or templates_for(self.cfg.DATASET.NAME)
 
-    def clip(self) -> LoadedCLIP:
-        """Return the student's CLIP, loaded once."""
+    def clip(self) -> LoadedCLIP | LoadedBackbone:
+        """Return what the student is built on, loaded once: a CLIP, or an image encoder without text."""
         if self._clip is None:
-            cfg, node = self.cfg.MODEL, self.cfg.MODEL.BACKBONE
-            ways = {"text_tower": cfg.TEXT_TOWER, "image_tower": cfg.IMAGE_TOWER, "compile": cfg.COMPILE}
-            self._clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, **ways)
-            if cfg.TEXT_CHECKPOINTING:
-                checkpoint_text(self._clip)
-            if cfg.IMAGE_CHECKPOINTING:
+            self._clip = self.load_student()
+            if self.cfg.MODEL.IMAGE_CHECKPOINTING:
                 checkpoint_images(self._clip)
-            if cfg.CHANNELS_LAST:
+            if self.cfg.MODEL.CHANNELS_LAST:
                 channels_last(self._clip)
             self._clip.model.to(self.device)  # before its class features: thousands of prompts are slow on a CPU
         return self._clip
+
+    def load_student(self) -> LoadedCLIP | LoadedBackbone:
+        """Load the CLIP that MODEL.BACKBONE names."""
+        cfg, node = self.cfg.MODEL, self.cfg.MODEL.BACKBONE
+        ways = {"text_tower": cfg.TEXT_TOWER, "image_tower": cfg.IMAGE_TOWER, "compile": cfg.COMPILE}
+        clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, **ways)
+        if cfg.TEXT_CHECKPOINTING:
+            checkpoint_text(clip)
+        return clip
 
     def build_model(self) -> None:
         """Build the student, the KD head and the teacher, and register what learns."""
@@ -93,12 +101,14 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
         print(f"Image tower: {clip.image_path.name} ({clip.image_path.reason})")
         if self.student.text_path is not None:
             print(f"Text tower: {self.student.text_path.name} ({self.student.text_path.reason})")
-        self.kd_head = self.build_kd_head(clip) if self.dho else None
-        self.net = prepared(DualHeadNet(self.student, self.kd_head).to(self.device), self.accelerator)
+        taught = self.build_kd_head(clip) if self.dho else None
+        self.kd_head = taught if self.predicts_with_kd else None
+        net = DualHeadNet(self.student, taught, self.predicts_with_kd)
+        self.net = prepared(net.to(self.device), self.accelerator)
         for name, module in self.student.learnable().items():
             self.register_learnable(name, module, self.cfg.OPTIM)
-        if self.dho:
-            self.register_learnable("kd_head", self.kd_head, self.kd_optim_cfg())
+        if taught is not None and self.kd_name:
+            self.register_learnable(self.kd_name, taught, self.kd_optim_cfg())
         self.teacher: Teacher | None = None  # built when training starts; evaluation does without
         self.teacher_label = teacher_label(self.cfg) if self.dho else None
 
@@ -182,28 +192,47 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
         labels, n = batch_x["label"], len(batch_x["label"])
         both = [batch_x] if batch_u is None else [batch_x, batch_u]
         frozen = batch_x.get("features_frozen")
-        logits_ce, logits_kd, extra = self.net(joined(both, "img"), n, joined(both, "features"), frozen)
-        dho, targets = self.cfg.TRAINER.DHO, self.teacher_logits(both)
-        kd, unlabeled = (None, None, None, None), batch_u is not None
-        if logits_kd is not None:
-            kd = logits_kd[:n], targets[:n], logits_kd[n:] if unlabeled else None, targets[n:] if unlabeled else None
-        lambda_ = dho.LAMBDA if self.dho else 1.0
-        loss = dho_loss(logits_ce, labels, *kd, lambda_=lambda_, eta=dho.ETA, eta2=dho.KD_ETA2)
-        total = loss.total if extra is None else loss.total + lambda_ * extra
+        logits_ce, taught, extra = self.net(joined(both, "img"), n, joined(both, "features"), frozen)
+        loss = self.objective(logits_ce, labels, taught, self.teacher_targets(both))
+        total = loss.total if extra is None else loss.total + self.lambda_() * extra
         summary = {"loss": total, "acc": 100 * (logits_ce.argmax(1) == labels).float().mean()}
         summary |= {"loss_ce": loss.ce, "loss_kd": loss.kd} if self.dho else {}
         return total, summary if extra is None else {**summary, "loss_extra": extra}
 
+    def lambda_(self) -> float:
+        """Return the weight of the cross-entropy; without a teacher there is nothing beside it."""
+        return self.cfg.TRAINER.DHO.LAMBDA if self.dho else 1.0
+
+    def objective(self, logits_ce: Tensor, labels: Tensor, taught: Tensor | None, targets: Tensor | None) -> DHOLoss:
+        """Return the loss of a step (DHO, Eq. 6 and 7).
+
+        Args:
+            logits_ce: (B, C) of the labeled images.
+            labels: (B,) int64.
+            taught: (B + B', C) what the teacher teaches, the KD head's logits; None without a teacher.
+            targets: (B + B', C) what `teacher_targets` gives.
+        """
+        dho, n, kd = self.cfg.TRAINER.DHO, len(labels), ()
+        if taught is not None:
+            kd = taught[:n], targets[:n], *((taught[n:], targets[n:]) if len(taught) > n else ())
+        return dho_loss(logits_ce, labels, *kd, lambda_=self.lambda_(), eta=dho.ETA, eta2=dho.KD_ETA2)
+
+    def teacher_targets(self, batches: Sequence[dict]) -> Tensor | None:
+        """Return what the teacher teaches on these images: its logits; None without a teacher."""
+        return self.teacher_logits(batches)
+
     def teacher_logits(self, batches: Sequence[dict]) -> Tensor | None:
         """Return the teacher's logits (B + B', C) on the same views, or None without a teacher."""
-        if self.teacher is None:
-            return None
+        return None if self.teacher is None else self.teacher.model(self.teacher_features(batches))
+
+    def teacher_features(self, batches: Sequence[dict]) -> Tensor:
+        """Return the teacher's features (B + B', D) on the same views, stored ones where they are there."""
         if (features := joined(batches, "teacher_features")) is not None:
-            return self.teacher.model(features)
+            return features
         with self.accelerator.autocast():
             features = self.teacher.model.features(joined(batches, "img_teacher" if self.teacher_preprocess else "img"))
         # As they are stored where a run has a fixed number of views, so that a stored run gives the same numbers.
-        return self.teacher.model(features.half().float() if self.cfg.INPUT.VIEWS else features)
+        return features.half().float() if self.cfg.INPUT.VIEWS else features
 
     def set_model_mode(self, mode: str) -> None:
         """Put student and heads into "train" or "eval" mode."""

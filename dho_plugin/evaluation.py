@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from dho_plugin.core.inference import interpolate, search_alpha_beta
@@ -28,6 +28,7 @@ class HeadEvaluation:
 
     alpha_beta: tuple[float, float] | None = None  # found on validation data
     config_name = ""  # the method config's file name, for the table
+    kd_head: nn.Module | None = None  # the head that predictions are mixed with, where there is one
     model_dir = ""  # where an evaluated model comes from, if not from this run
 
     def model_inference(self, images: Tensor) -> Tensor:
@@ -102,7 +103,7 @@ class HeadEvaluation:
     def test(self, split: str | None = None) -> float:
         """Evaluate on "val" or "test" (default TEST.SPLIT), print the hosts' result lines, return the accuracy in %."""
         split = split or self.cfg.TEST.SPLIT
-        if split == "test" and self.dho and self.cfg.TRAINER.DHO.SEARCH and self.alpha_beta is None:
+        if split == "test" and self.kd_head is not None and self.cfg.TRAINER.DHO.SEARCH and self.alpha_beta is None:
             self.search_mixing()
         print(f"Evaluate on the *{split}* set")
         if split == "val":
@@ -122,7 +123,11 @@ class HeadEvaluation:
             ConfigError: it is not; nothing is ever chosen on test data.
         """
         test = self.cfg.TEST
-        wanted = test.FINAL_MODEL == "best_val" or test.SPLIT == "val" or (self.dho and self.cfg.TRAINER.DHO.SEARCH)
+        wanted = (
+            test.FINAL_MODEL == "best_val"
+            or test.SPLIT == "val"
+            or (self.kd_head is not None and self.cfg.TRAINER.DHO.SEARCH)
+        )
         if wanted and not self.dataset.val:
             raise ConfigError(
                 f"{self.cfg.DATASET.NAME} has no validation split and nothing is chosen on test data: set "
@@ -182,7 +187,7 @@ class HeadEvaluation:
     def take_over_mixing(self, directory: str) -> None:
         """Take the alpha and beta that an evaluated run chose on its validation images, if the config has no others."""
         path, own = Path(directory) / "results.json", self.cfg.TRAINER.DHO
-        if not self.dho or not path.is_file():
+        if self.kd_head is None or not path.is_file():
             return
         run = read_json(path)
         node = run["config"]["TRAINER"]["DHO"]
@@ -194,7 +199,7 @@ class HeadEvaluation:
         """Write results.json, the last act of a run: where it lies, the run is complete."""
         if not self.accelerator.is_main_process:
             return
-        alpha, beta = self.mixing() if self.dho else (None, None)
+        alpha, beta = self.mixing() if self.kd_head is not None else (None, None)
         content = {
             "trainer": type(self).__name__,
             "method": self.display_name(),

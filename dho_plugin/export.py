@@ -116,14 +116,14 @@ def _drop_unused(program: ExportedProgram) -> None:
 
 def metadata(trainer: DHOTrainer, outputs: Sequence[str]) -> dict[str, Any]:
     """Return what a file says of itself."""
-    pre, (alpha, beta) = trainer.student_preprocess, trainer.mixing()
+    pre, (alpha, beta), two = trainer.student_preprocess, trainer.mixing(), trainer.kd_head is not None
     return {
         "format": "dho-plugin 1",
         "method": trainer.display_name(),
         "classes": [info.name for info in trainer.classes],
         "class_keys": [info.key for info in trainer.classes],
-        "alpha": alpha if trainer.dho else None,
-        "beta": beta if trainer.dho else None,
+        "alpha": alpha if two else None,
+        "beta": beta if two else None,
         "input": "images: float32 (B, 3, size, size), RGB in 0..1, less mean, over std",
         "outputs": list(outputs),
         "preprocess": {
@@ -140,7 +140,7 @@ def metadata(trainer: DHOTrainer, outputs: Sequence[str]) -> dict[str, Any]:
 
 def output_names(trainer: DHOTrainer) -> list[str]:
     """Return the names of a file's outputs, in order."""
-    return ["probabilities", "logits_ce", *(["logits_kd"] if trainer.dho else [])]
+    return ["probabilities", "logits_ce", *([] if trainer.kd_head is None else ["logits_kd"])]
 
 
 # The two formats ----------------------------------------------------------------------------------------------------

@@ -156,5 +156,5 @@ def run_of(args: argparse.Namespace, *, exact: bool = False) -> DHOTrainer:
 def described(trainer: DHOTrainer) -> str:
     """Return in a line which model answers."""
     alpha, beta = trainer.mixing()
-    mixed = f"alpha {alpha}, beta {beta}" if trainer.dho else "no KD head"
+    mixed = f"alpha {alpha}, beta {beta}" if trainer.kd_head is not None else "no KD head"
     return f"{trainer.display_name()}: {len(trainer.classes)} classes, {mixed}, on {trainer.device}"

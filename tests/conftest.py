@@ -373,10 +373,11 @@ CONFIGS = {
         "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets",
         ("TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", "2", "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", "2"),
     ),
+    "Distill": ("resnet18_scratch_ep20", ("MODEL.BACKBONE.NAME", "test_resnet", "MODEL.BACKBONE.SIZE", "32")),
     "ZeroshotCLIP": ("vit_b16", ()),
     "ZeroshotCLIP2": ("vit_l14_336", ()),
 }
-NODES = {"LinearProbe": "LINEARPROBE", "VPT": "VPT", "CoOp": "COOP", "PromptSRC": "PROMPTSRC"}
+NODES = {"LinearProbe": "LINEARPROBE", "VPT": "VPT", "CoOp": "COOP", "PromptSRC": "PROMPTSRC", "Distill": "DISTILL"}
 
 
 def command_line(
@@ -390,14 +391,18 @@ def command_line(
 ) -> list[str]:
     """Return the command line of a small run of a trainer's published config; an unknown trainer gets CoOp's."""
     root, twin = Path(__file__).parent.parent / "configs", trainer.removesuffix("_DHO")
-    folder = trainer if twin in CONFIGS else "CoOp"
+    distill = trainer.startswith("Distill_")  # all of them share their configs
+    twin = "Distill" if distill else twin
+    folder = twin if distill else trainer if twin in CONFIGS else "CoOp"
     name, needed = CONFIGS[folder.removesuffix("_DHO")]
     student, teacher = weights
+    student = "" if distill else student
     return [
         *("--root", str(tree.root), "--trainer", trainer, "--output-dir", str(out), "--seed", "1"),
         *("--dataset-config-file", str(root / f"datasets/{dataset}.yaml")),
         *("--config-file", str(root / f"trainers/{folder}/{name}.yaml"), *flags),
         *("MODEL.BACKBONE.CKPT", teacher if trainer == "ZeroshotCLIP2" else student),
+        *("TRAINER.DHO.TEACHER.NAME", "ViT-L/14@336px") * distill,
         *("TRAINER.DHO.TEACHER.CKPT", teacher, f"TRAINER.{NODES.get(twin, 'COOP')}.PREC", "fp32", *needed),
         *("DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "3", "DATALOADER.TRAIN_X.BATCH_SIZE", "4"),
         *("DATALOADER.NUM_WORKERS", "0", *options),

@@ -19,6 +19,7 @@ FLOORS = {
     "dho_plugin.filling": 4,
     "dho_plugin.evaluation": 4,
     "dho_plugin.dho_trainer": 4,
+    "dho_plugin.distill_trainer": 4,
     "dho_plugin.trainers": 5,
     "dho_plugin.analysis": 5,
     "dho_plugin.train": 6,

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from dho_plugin.errors import ConfigError
 
-HEADS = ("linear", "cosine", "mlp")
+HEADS = ("linear", "cosine", "unit", "mlp")
 
 
 class LinearHead(nn.Linear):
@@ -79,9 +79,7 @@ class CosineHead(nn.Module):
 
     def __init__(self, feature_dim: int, num_classes: int, zeta: float, init: Tensor | None = None):
         super().__init__()
-        if not zeta > 0:
-            raise ConfigError(f"zeta is {zeta}; TRAINER.DHO.ZETA must be greater than 0 (OpenAI's CLIP has 0.01).")
-        self.zeta = float(zeta)
+        self.zeta = _positive(zeta)
         self.weight = nn.Linear(feature_dim, num_classes, bias=False).weight
         if init is not None:
             _copy_rows(self.weight, init, 1.0)
@@ -100,6 +98,37 @@ class CosineHead(nn.Module):
     def extra_repr(self) -> str:
         """Sizes and zeta, for `print(model)`."""
         return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}, zeta={self.zeta}"
+
+
+class UnitHead(LinearHead):
+    """(W z / |z| + b) / zeta: the KD head of the CLIP students whose checkpoints the authors of DHO released.
+
+    Other than in Eq. 10 and `CosineHead` the rows keep their length, and there is a bias.
+
+    Args:
+        feature_dim: D, width of the features.
+        num_classes: C.
+        zeta: CLIP's temperature, > 0; fixed, not learned.
+        init: (C, D) class features of the prompts; None draws the parameters as `nn.Linear` does.
+
+    Raises:
+        ConfigError: zeta is not positive, or `init` has another shape than (C, D).
+    """
+
+    def __init__(self, feature_dim: int, num_classes: int, zeta: float, init: Tensor | None = None):
+        super().__init__(feature_dim, num_classes, init)
+        self.zeta = _positive(zeta)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits of a batch.
+
+        Args:
+            features: (B, D) float of any width and length.
+
+        Returns:
+            (B, C), fp32 (fp64 for an fp64 head).
+        """
+        return super().forward(_unit(features.to(self.weight.dtype))) / self.zeta
 
 
 class MLPHead(nn.Sequential):
@@ -147,10 +176,10 @@ def build_head(
     """Build a prediction head by name.
 
     Args:
-        kind: "linear", "cosine" or "mlp".
+        kind: "linear", "cosine", "unit" or "mlp".
         feature_dim: D.
         num_classes: C.
-        zeta: CLIP's temperature; used by the cosine head.
+        zeta: CLIP's temperature; used by the cosine and the unit head.
         init: (C, D) class features for language-aware initialization, or None.
         init_scale: length of the linear head's initial rows.
         hidden: width of the non-linear head; 0 takes D.
@@ -166,6 +195,8 @@ def build_head(
         return LinearHead(feature_dim, num_classes, init, init_scale)
     if kind == "cosine":
         return CosineHead(feature_dim, num_classes, zeta, init)
+    if kind == "unit":
+        return UnitHead(feature_dim, num_classes, zeta, init)
     if kind == "mlp" and init is not None:
         raise ConfigError(
             "a non-linear head cannot start from class features: beside KD_HEAD mlp set TRAINER.DHO.INIT kaiming, "
@@ -184,6 +215,12 @@ def _copy_rows(weight: nn.Parameter, init: Tensor, scale: float) -> None:
         )
     with torch.no_grad():
         weight.copy_(_unit(init.float()) * scale)
+
+
+def _positive(zeta: float) -> float:
+    if not zeta > 0:
+        raise ConfigError(f"zeta is {zeta}; TRAINER.DHO.ZETA must be greater than 0 (OpenAI's CLIP has 0.01).")
+    return float(zeta)
 
 
 def _unit(rows: Tensor) -> Tensor:

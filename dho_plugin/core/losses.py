@@ -51,7 +51,7 @@ def ce_loss(logits_ce: Tensor, labels: Tensor) -> Tensor:
     Returns:
         Scalar, fp32 (fp64 for fp64 input).
     """
-    return F.cross_entropy(_widen(logits_ce), labels)
+    return F.cross_entropy(widen(logits_ce), labels)
 
 
 def kd_loss(logits_kd: Tensor, teacher_logits: Tensor, eta: float, eta2: bool = True) -> Tensor:
@@ -115,8 +115,6 @@ def dho_loss(
     Raises:
         ConfigError: lambda or eta out of range, lambda below 1 without a KD head, or class counts differ.
     """
-    if not 0 <= lambda_ <= 1:
-        raise ConfigError(f"TRAINER.DHO.LAMBDA is {lambda_}; it must lie in [0, 1] (the paper uses 0.5).")
     ce = ce_loss(logits_ce, labels)
     if logits_kd_x is None:
         if lambda_ != 1:
@@ -125,6 +123,25 @@ def dho_loss(
     kd = kd_loss(logits_kd_x, teacher_x, eta, eta2)
     if logits_kd_u is not None:
         kd = kd + kd_loss(logits_kd_u, teacher_u, eta, eta2)
+    return weighted(ce, kd, lambda_)
+
+
+def weighted(ce: Tensor, kd: Tensor, lambda_: float) -> DHOLoss:
+    """lambda * L_CE + (1 - lambda) * L_KD (DHO, section 3.1 and Algorithm 1, line 24).
+
+    Args:
+        ce: scalar, the supervised loss.
+        kd: scalar, the distillation loss over both batches.
+        lambda_: weight of the supervised loss, in [0, 1].
+
+    Returns:
+        DHOLoss(total, ce, kd).
+
+    Raises:
+        ConfigError: lambda out of range.
+    """
+    if not 0 <= lambda_ <= 1:
+        raise ConfigError(f"TRAINER.DHO.LAMBDA is {lambda_}; it must lie in [0, 1] (the paper uses 0.5).")
     return DHOLoss(lambda_ * ce + (1 - lambda_) * kd, ce, kd)
 
 
@@ -149,7 +166,7 @@ def self_consistency_loss(
     """
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
-        return F.l1_loss(F.normalize(_widen(a), dim=-1), F.normalize(_widen(b), dim=-1))
+        return F.l1_loss(F.normalize(widen(a), dim=-1), F.normalize(widen(b), dim=-1))
 
     log_q, log_p = _log_probs(logits, 1.0), _log_probs(fixed_logits, 1.0)
     kl = F.kl_div(log_q, log_p, reduction="sum", log_target=True) / logits.numel()
@@ -159,10 +176,11 @@ def self_consistency_loss(
 def _log_probs(logits: Tensor, eta: float) -> Tensor:
     if not eta > 0:
         raise ConfigError(f"TRAINER.DHO.ETA is {eta}; it must be greater than 0 (the paper uses 2).")
-    return F.log_softmax(_widen(logits) / eta, dim=-1)
+    return F.log_softmax(widen(logits) / eta, dim=-1)
 
 
-def _widen(logits: Tensor) -> Tensor:
+def widen(logits: Tensor) -> Tensor:
+    """Return a tensor in fp32, or in fp64 if it is fp64: what losses are computed in."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

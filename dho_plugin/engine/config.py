@@ -175,8 +175,10 @@ def _names(value: str) -> tuple[str, ...]:
 
 def without_effect(cfg: CfgNode) -> list[str]:
     """Return the settings, `A.B = value`, that differ from the defaults although nothing here reads them."""
-    defaults = dict(flatten(get_cfg_default()))
-    return [f"{k} = {v}" for k, v in flatten(cfg) if k.startswith(WITHOUT_EFFECT) and v != defaults[k]]
+    defaults, idle = dict(flatten(get_cfg_default())), WITHOUT_EFFECT
+    if cfg.TRAINER.NAME.startswith("Distill_"):
+        idle = tuple(key for key in idle if key != "MODEL.BACKBONE.PRETRAINED")
+    return [f"{k} = {v}" for k, v in flatten(cfg) if k.startswith(idle) and v != defaults[k]]
 
 
 def check_cfg(cfg: CfgNode) -> None:
@@ -192,7 +194,8 @@ def check_cfg(cfg: CfgNode) -> None:
         ("TRAINER.DHO.BETA", dho.BETA, dho.BETA > 0, "a number above 0"),
         ("TRAINER.DHO.ETA", dho.ETA, dho.ETA > 0, "a number above 0"),
         ("TRAINER.DHO.ZETA", dho.ZETA, dho.ZETA >= 0, "a number above 0, or 0 for the weights' own"),
-        ("TRAINER.DHO.KD_HEAD", dho.KD_HEAD, dho.KD_HEAD in ("cosine", "linear", "mlp"), "cosine, linear or mlp"),
+        ("TRAINER.DHO.KD_HEAD", dho.KD_HEAD, dho.KD_HEAD in ("cosine", "linear", "unit", "mlp"),
+         "cosine, linear, unit or mlp"),
         ("TRAINER.DHO.INIT", dho.INIT, dho.KD_HEAD != "mlp" or dho.INIT == "kaiming",
          "only kaiming beside KD_HEAD mlp: class features fit none of its layers"),
         ("TRAINER.DHO.MLP.HIDDEN", dho.MLP.HIDDEN, dho.MLP.HIDDEN >= 0, "1 or more, or 0 for the features' width"),

@@ -69,7 +69,8 @@ DEFAULTS = {
     "MODEL": {
         "INIT_WEIGHTS": "",
         "FEATURES": "auto",  # ours, of a frozen image encoder: online | cached | auto | fill
-        "BACKBONE": {"NAME": "", "PRETRAINED": True, "TAG": "", "CKPT": ""},  # TAG (open_clip's), CKPT: ours
+        # PRETRAINED: of a distilled student without text. Ours: TAG (open_clip's), CKPT, SIZE (of that student's input)
+        "BACKBONE": {"NAME": "", "PRETRAINED": True, "TAG": "", "CKPT": "", "SIZE": 0},
         "HEAD": {"NAME": "", "HIDDEN_LAYERS": (), "ACTIVATION": "relu", "BN": True, "DROPOUT": 0.0},
         "TEXT_TOWER": "auto",  # ours: auto (the cheapest exact way to text features) | plain | truncated | shared
         "TEXT_CHECKPOINTING": False,  # ours: learned prompts' activations are computed again in the backward
@@ -145,6 +146,16 @@ DEFAULTS = {
             "TEMPLATES": (),  # ours: templates of the fixed text features; empty: DATASET.TEMPLATES, else the sixty
         },
         "ZSCLIP": {"PREC": "fp32"},
+        "DISTILL": {  # compact students, all of whose weights learn
+            "PREC": "fp32",
+            "CE_HEAD": "linear",  # linear | cosine | unit | mlp (non-linear, Table 14)
+            "INIT": "kaiming",  # of the CE head: kaiming | language (CLIP students)
+            "FEATURE_WEIGHT": 2000.0,  # of the features' squared difference (CLIP-KD's, for features of 512)
+            "BINARY_WEIGHT": 1.0,  # of DHKD's binary loss (its code: 1 on CIFAR-100, 0.1 on ImageNet)
+            "BINARY_T": 2.0,  # temperature of it
+            "BINARY_NORM": True,  # BinaryKL-Norm, which DHKD is trained with | BinaryKL
+            "SOFT_LABELS": True,  # SSKD: the CE head follows the teacher, too, on labeled images
+        },
         "DHO": {
             "LAMBDA": 0.5,  # weight of the CE loss (Eq. 6, 7)
             "ZETA": 0.0,  # teacher's CLIP temperature; 0: the one that comes with the weights (OpenAI's: 0.01)
@@ -154,7 +165,7 @@ DEFAULTS = {
             "SEARCH": False,  # choose alpha and beta on the validation split instead
             "KD_ETA2": True,  # multiply each KL term by eta^2, as the released code does
             "UNLABELED": True,  # KD also on images drawn from D(l) and D(u) together
-            "KD_HEAD": "cosine",  # cosine (Eq. 10) | linear | mlp (non-linear, Table 14)
+            "KD_HEAD": "cosine",  # cosine (Eq. 10) | linear | unit (as released) | mlp (non-linear, Table 14)
             "INIT": "language",  # language-aware | kaiming
             "MLP": {"HIDDEN": 0, "DROPOUT": 0.1},  # of non-linear heads, CE or KD: width (0: the features'), dropout
             "OPTIM": {"NAME": "", "LR": 1e-3, "WEIGHT_DECAY": 0.0},  # of the KD head; empty name: follow OPTIM

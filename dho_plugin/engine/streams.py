@@ -41,6 +41,10 @@ class TrainingStreams:
         """Return the number of steps of the whole training."""
         return self.steps_per_epoch() * self.cfg.OPTIM.MAX_EPOCH
 
+    def first_stream(self) -> ImageList:
+        """Return the images of the stream `train_x`: the labeled ones."""
+        return self.dataset.train_x
+
     def unlabeled_batch_size(self) -> int:
         """Return the batch size of the unlabeled stream."""
         loader = self.cfg.DATALOADER
@@ -86,4 +90,4 @@ class TrainingStreams:
 
     def train_streams(self, start_step: int) -> list[Iterator[dict]]:
         """Return the streams whose batches `forward_backward` takes, in its order."""
-        return [self.train_stream("train_x", self.dataset.train_x, self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, start_step)]
+        return [self.train_stream("train_x", self.first_stream(), self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, start_step)]

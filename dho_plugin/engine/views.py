@@ -31,6 +31,7 @@ class Preprocess:
         interpolation: filter of the antialiased resize.
         resize_mode: at evaluation, "shortest" resizes the shorter side and crops the center; "squash" ignores the
             aspect ratio.
+        crop_pct: at evaluation, the share of the resized image's shorter side that is seen; timm's weights have one.
     """
 
     size: int
@@ -38,6 +39,7 @@ class Preprocess:
     std: tuple[float, float, float]
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     resize_mode: Literal["shortest", "squash"] = "shortest"
+    crop_pct: float = 1.0
 
 
 class View(NamedTuple):
@@ -166,9 +168,10 @@ def eval_transform(
     """
     width, height = size or image.size
     shorter = min(width, height)
-    resized = (pre.size, pre.size)
+    side = math.floor(pre.size / pre.crop_pct)
+    resized = (side, side)
     if pre.resize_mode == "shortest":
-        resized = (pre.size * width // shorter, pre.size * height // shorter)
+        resized = (side * width // shorter, side * height // shorter)
     image = _cut(image, (0, 0, width, height), resized, pre, scale)
     return normalize(F.center_crop(image, [pre.size, pre.size]), pre)
 

@@ -66,6 +66,11 @@ class LoadedCLIP:
         return self.model.positional_embedding.shape[1] if projection is None else projection.shape[1]
 
     @property
+    def visual(self) -> nn.Module:
+        """The image encoder."""
+        return self.model.visual
+
+    @property
     def device(self) -> device:
         """Where the weights lie."""
         return self.model.logit_scale.device

@@ -98,11 +98,9 @@ def build_named(state: dict[str, Tensor], path: Path, source: Source, quick_gelu
     except Exception as error:  # a tower of another library: a missing package or, for its configuration, the hub
         raise ConfigError(f"{source.key}.NAME: cannot build {source.arch} ({first_line(error)})") from error
     state = _adapted(state, model)
-    differences = _differences(state, model.state_dict())
-    if differences:
-        shown = "; ".join(differences[:4]) + (f"; and {len(differences) - 4} more" if len(differences) > 4 else "")
+    if problem := differences(state, model.state_dict()):
         raise CheckpointError(
-            f"{source.key}.CKPT: {path} does not fit {source.arch}: {shown}. Set {source.key}.NAME to the file's "
+            f"{source.key}.CKPT: {path} does not fit {source.arch}: {problem}. Set {source.key}.NAME to the file's "
             f"architecture"
         )
     model.load_state_dict(state)
@@ -173,14 +171,16 @@ def _adapted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def _differences(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+def differences(state: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
+    """Return in which tensors a file and a model differ, the first four of them; "" where they fit."""
     shapes = [
         f"{k} is {tuple(state[k].shape)}, not {tuple(v.shape)}"
         for k, v in expected.items()
         if k in state and state[k].shape != v.shape
     ]
     missing = [f"{k} is missing" for k in expected if k not in state]
-    return shapes + missing + [f"{k} is unknown" for k in state if k not in expected]
+    found = shapes + missing + [f"{k} is unknown" for k in state if k not in expected]
+    return "; ".join(found[:4]) + (f"; and {len(found) - 4} more" if len(found) > 4 else "")
 
 
 @contextmanager

@@ -46,14 +46,16 @@ class PromptedImageTower(nn.Module):
 
 
 def checkpoint_images(clip: LoadedCLIP, on: bool = True) -> None:
-    """Keep only each layer's input for the backward through an image transformer; the rest is computed once more."""
-    if isinstance(clip.model.visual, VisionTransformer):  # nothing learns in another one
-        clip.model.visual.transformer.grad_checkpointing = on
+    """Keep only each layer's input for the backward through an image encoder; the rest is computed once more."""
+    if isinstance(clip.visual, VisionTransformer):
+        clip.visual.transformer.grad_checkpointing = on
+    elif hasattr(clip.visual, "set_grad_checkpointing"):  # a backbone of timm
+        clip.visual.set_grad_checkpointing(on)
 
 
 def channels_last(clip: LoadedCLIP) -> None:
     """Keep the weights of an image encoder's convolutions channels last; images and activations follow them."""
-    clip.model.visual.to(memory_format=torch.channels_last)
+    clip.visual.to(memory_format=torch.channels_last)
 
 
 def vision_width(clip: LoadedCLIP) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dho_plugin.models.backbones import LoadedBackbone
 from dho_plugin.models.clip import LoadedCLIP
 from dho_plugin.models.deep_prompts import VisualPrompts
 from dho_plugin.models.image_tower import PromptedImageTower
@@ -90,17 +91,44 @@ class CLIPStudent(Student):
         return self._encode_image(images)
 
 
+class BackboneStudent(Student):
+    """A student whose whole image encoder learns, under a head: logits = h_CE(g(x)).
+
+    Args:
+        backbone: the image encoder, of a CLIP or without text.
+        ce_head: (B, D) features -> (B, C) logits.
+    """
+
+    def __init__(self, backbone: LoadedCLIP | LoadedBackbone, ce_head: nn.Module):
+        super().__init__()
+        self.feature_dim, self._encode_image = backbone.feature_dim, backbone.encode_image
+        self.backbone, self.ce_head = backbone.visual.requires_grad_(True), ce_head
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the features (B, D), not normalized."""
+        return self._encode_image(images)
+
+    def logits_ce(self, features: Tensor) -> Tensor:
+        """Return h_CE(z), (B, C) float32."""
+        return self.ce_head(features)
+
+    def learnable(self) -> dict[str, nn.Module]:
+        """Return the image encoder and the head."""
+        return {"backbone": self.backbone, "ce_head": self.ce_head}
+
+
 class DualHeadNet(nn.Module):
     """Student and KD head as one module, so that one call gives all logits of a step.
 
     Args:
         student: the method's student.
-        kd_head: h_KD on the student's features; None without DHO.
+        kd_head: h_KD on the student's features, or what else a teacher teaches; None without a teacher.
+        predicts: False where only training uses it: an evaluation then gets no logits of it.
     """
 
-    def __init__(self, student: Student, kd_head: nn.Module | None):
+    def __init__(self, student: Student, kd_head: nn.Module | None, predicts: bool = True):
         super().__init__()
-        self.student, self.kd_head = student, kd_head
+        self.student, self.kd_head, self.predicts = student, kd_head, predicts
 
     def forward(
         self,
@@ -126,4 +154,5 @@ class DualHeadNet(nn.Module):
         if self.training and features is None:
             stored = () if frozen is None else (frozen,)
             extra = self.student.extra_loss(images[:n_labeled], labeled, logits_ce, *stored)
-        return logits_ce, None if self.kd_head is None else self.kd_head(z), extra
+        second = self.kd_head if self.predicts or self.training else None
+        return logits_ce, None if second is None else second(z), extra

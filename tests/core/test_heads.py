@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dho_plugin.core.heads import CosineHead, LinearHead, MLPHead, build_head
+from dho_plugin.core.heads import CosineHead, LinearHead, MLPHead, UnitHead, build_head
 from dho_plugin.errors import ConfigError
 
 RNG = np.random.default_rng(1)
@@ -126,6 +126,18 @@ def test_non_linear_head_drops_hidden_values_in_training_only():
     torch.testing.assert_close(seen[0][kept], seen[1][kept] / 0.7)
 
 
+def test_unit_head_is_the_released_code_s():
+    head = UnitHead(16, 5, 0.02).double()
+    weight, bias = (p.detach().numpy() for p in (head.weight, head.bias))
+    unit = FEATURES / np.linalg.norm(FEATURES, axis=1, keepdims=True)
+    logits = head(torch.from_numpy(FEATURES)).detach().numpy()
+    np.testing.assert_allclose(logits, (unit @ weight.T + bias) / 0.02, rtol=1e-10)
+    start = build_head("unit", 16, 5, zeta=0.01, init=torch.from_numpy(CLASSES)).double()
+    np.testing.assert_allclose(
+        start(torch.from_numpy(FEATURES)).detach().numpy(), 100 * numpy_cosine(FEATURES, CLASSES), atol=1e-4
+    )
+
+
 def test_non_linear_head_under_autocast_stays_in_fp32():
     head = MLPHead(16, 5).eval()
     features = torch.from_numpy(FEATURES).bfloat16()
@@ -149,7 +161,7 @@ def test_build_head():
 
 
 def test_bad_heads_are_refused():
-    with pytest.raises(ConfigError, match=r"'bilinear'.*linear, cosine, mlp"):
+    with pytest.raises(ConfigError, match=r"'bilinear'.*linear, cosine, unit, mlp"):
         build_head("bilinear", 16, 5, zeta=0.01)
     with pytest.raises(ConfigError, match="INIT kaiming"):
         build_head("mlp", 16, 5, zeta=0.01, init=torch.from_numpy(CLASSES))

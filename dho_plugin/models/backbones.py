@@ -1,0 +1,155 @@
+"""Image encoders without a text tower, which learn as compact students: timm's by name, from scratch, hub or file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+from torch import Tensor, device, nn
+
+from dho_plugin.engine.views import Preprocess
+from dho_plugin.errors import CheckpointError, ConfigError
+from dho_plugin.models import mini
+from dho_plugin.models.clip_files import differences, first_line, read_state
+from dho_plugin.models.image_encoder import ImagePath
+from dho_plugin.models.names import HOST_NAMES
+
+MINI_BACKBONES: tuple[str, ...] = getattr(mini, "MINI_BACKBONES", ())
+HUB_PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedBackbone:
+    """An image encoder in fp32 with what belongs to its weights; the slots are those of `clip.LoadedCLIP`.
+
+    Attributes:
+        name: the name it was asked for by.
+        model: images (B, 3, S, S) -> features (B, D).
+        preprocess: size, normalization and resize of its images.
+        feature_dim: D.
+        origin: where its weights come from, for the log.
+        zeta: temperature of a cosine head on its features; it has none of its own, so it is OpenAI's.
+    """
+
+    name: str
+    model: nn.Module
+    preprocess: Preprocess
+    feature_dim: int
+    origin: str
+    zeta: float = 0.01
+
+    @property
+    def scale(self) -> float:
+        """Length of a linear head's rows where they start from class features."""
+        return 1.0 / self.zeta
+
+    @property
+    def visual(self) -> nn.Module:
+        """The image encoder."""
+        return self.model
+
+    @property
+    def device(self) -> device:
+        """Where the weights lie."""
+        return next(self.model.parameters()).device
+
+    @property
+    def image_path(self) -> ImagePath:
+        """The way through the encoder, for the log."""
+        return ImagePath("plain", f"{self.name}, {self.origin}")
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Encode normalized images (B, 3, S, S) into features (B, D)."""
+        return self.model(images)
+
+
+def is_backbone(name: str, tag: str = "") -> bool:
+    """Say whether a name is an encoder without text: timm's and the hub's are, hosts' names and open_clip's are not.
+
+    A few names are timm's and open_clip's; open_clip's is meant where a tag of its weights is given.
+    """
+    if name in MINI_BACKBONES or name.startswith(HUB_PREFIXES):
+        return True
+    return name not in HOST_NAMES and not tag and timm.is_model(name.partition(".")[0])
+
+
+def load_backbone(
+    name: str, *, pretrained: bool = True, ckpt: str = "", size: int = 0, key: str = "MODEL.BACKBONE"
+) -> LoadedBackbone:
+    """Load an image encoder, all of whose weights are to learn.
+
+    Args:
+        name: timm's name, with or without a tag (`resnet18.tv_in1k`), `hf-hub:...`, or a mini backbone's.
+        pretrained: weights from the hub; False starts from timm's random initialization. `ckpt` goes first.
+        ckpt: local file of plain tensors with the architecture's own keys, such as DINO's `dino_resnet50_pretrain.pth`;
+            its classifier, if it has one, is left out.
+        size: side of the square input; 0 takes what belongs to the weights, or the architecture.
+        key: config prefix that messages name.
+
+    Returns:
+        The encoder on the CPU, in training mode.
+
+    Raises:
+        ConfigError: the name is unknown.
+        CheckpointError: weights are missing, damaged or of another architecture, or cannot be downloaded.
+    """
+    if name in MINI_BACKBONES:
+        return _mini(name, ckpt, size, key)
+    model = _create(name, pretrained and not ckpt, key)
+    origin = "from scratch"
+    if ckpt:
+        _load_file(model, Path(ckpt).expanduser(), name, key)
+        origin = f"from {ckpt}"
+    elif pretrained:
+        origin = f"pretrained ({model.pretrained_cfg.get('tag') or name})"
+    preprocess = _preprocess(model, size, published=pretrained and not ckpt)
+    return LoadedBackbone(name, model.float().train(), preprocess, feature_dim(model), origin)
+
+
+def feature_dim(model: nn.Module) -> int:
+    """Return the width D of the features that a timm model without classifier gives."""
+    return getattr(model, "head_hidden_size", None) or model.num_features
+
+
+def _mini(name: str, ckpt: str, size: int, key: str) -> LoadedBackbone:
+    if ckpt or size:
+        raise ConfigError(f"{key}.CKPT and {key}.SIZE must be empty and 0: {name} ships with what it needs")
+    model, preprocess = mini.build_mini_backbone(name)
+    return LoadedBackbone(name, model.float().train(), preprocess, model.num_features, "of the mini world")
+
+
+def _create(name: str, pretrained: bool, key: str) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0)
+    except Exception as error:  # a hub's client, a damaged download, or a name that timm does not build
+        if not pretrained:
+            raise ConfigError(f"{key}.NAME: timm cannot build {name!r} ({first_line(error)})") from error
+        raise CheckpointError(
+            f"cannot get the weights of {name} from the hub ({first_line(error)}). Without a network, fetch the file "
+            f"elsewhere and set {key}.CKPT to its path, or set {key}.PRETRAINED False to train from scratch"
+        ) from error
+
+
+def _load_file(model: nn.Module, path: Path, name: str, key: str) -> None:
+    expected, state = model.state_dict(), read_state(path, key)
+    classifier = model.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{head}." for head in ((classifier,) if isinstance(classifier, str) else classifier))
+    state = {k: v for k, v in state.items() if k in expected or not k.startswith((*heads, "fc.", "head."))}
+    counts = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked") and k not in state}
+    state = {**state, **counts}  # files from before PyTorch 0.4.1 lack them, and nothing reads them
+    if problem := differences(state, expected):
+        raise CheckpointError(
+            f"{key}.CKPT: {path} does not fit {name}: {problem}. Set {key}.NAME to the file's architecture"
+        )
+    model.load_state_dict(state)
+
+
+def _preprocess(model: nn.Module, size: int, *, published: bool) -> Preprocess:
+    """Return timm's facts about the weights; random ones and a file's get ImageNet's mean and deviation."""
+    facts = timm.data.resolve_data_config(model=model)
+    if size and hasattr(model, "set_input_size"):
+        model.set_input_size(img_size=size)  # a transformer's positions
+    mean, std = (facts["mean"], facts["std"]) if published else (IMAGENET_MEAN, IMAGENET_STD)
+    interpolation = "bilinear" if published and facts["interpolation"] == "bilinear" else "bicubic"
+    crop = facts["crop_pct"] if published else 1.0
+    return Preprocess(size or facts["input_size"][-1], tuple(mean), tuple(std), interpolation, crop_pct=crop)
