@@ -262,6 +262,8 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
         if not directory:
             print("Note that load_model() is skipped as no pretrained model is given")
             return {}
+        if Path(directory).is_file():
+            return self.load_file(directory)
         if not train_state and self._models:
             path = model_path(directory, self.get_model_names()[0], self.epoch_to_load(directory, epoch))
             saved = tuple(ClassInfo(*pair) for pair in load_checkpoint(path).get("meta", {}).get("classes", []))
