@@ -88,6 +88,7 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
         """Load the CLIP that MODEL.BACKBONE names."""
         cfg, node = self.cfg.MODEL, self.cfg.MODEL.BACKBONE
         ways = {"text_tower": cfg.TEXT_TOWER, "image_tower": cfg.IMAGE_TOWER, "compile": cfg.COMPILE}
+        ways["tome_r"] = cfg.TOME_R
         clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, **ways)
         if cfg.TEXT_CHECKPOINTING:
             checkpoint_text(clip)
@@ -160,6 +161,8 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
         """
         if not self.get_model_names():
             raise ConfigError(f"{type(self).__name__} has nothing to train; use --eval-only")
+        if self.cfg.MODEL.TOME_R:
+            raise ConfigError(f"MODEL.TOME_R is {self.cfg.MODEL.TOME_R}: train with 0, tokens are merged at inference")
         self.check_validation()
         if self.dho:
             clip = self.load_teacher()

@@ -63,6 +63,8 @@ class DistillTrainer(DHOTrainer):
                     f"MODEL.BACKBONE.PRETRAINED False: {node.NAME} is a CLIP, which comes with its weights"
                 )
             return super().load_student()
+        if self.cfg.MODEL.TOME_R:
+            raise ConfigError(f"MODEL.TOME_R: tokens are merged in a CLIP's vision transformer, not in {node.NAME}")
         return load_backbone(node.NAME, pretrained=node.PRETRAINED, ckpt=node.CKPT, size=node.SIZE)
 
     def build_student(self, clip: LoadedCLIP | LoadedBackbone, classes: Sequence[ClassInfo]) -> Student:

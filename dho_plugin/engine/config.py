@@ -207,6 +207,7 @@ def check_cfg(cfg: CfgNode) -> None:
         ("SEED", cfg.SEED, cfg.SEED < 2**32, "below 2^32"),
         ("MODEL.TEXT_TOWER", cfg.MODEL.TEXT_TOWER, cfg.MODEL.TEXT_TOWER in TEXT_TOWERS, ", ".join(TEXT_TOWERS)),
         ("MODEL.IMAGE_TOWER", cfg.MODEL.IMAGE_TOWER, cfg.MODEL.IMAGE_TOWER in IMAGE_TOWERS, " or ".join(IMAGE_TOWERS)),
+        ("MODEL.TOME_R", cfg.MODEL.TOME_R, cfg.MODEL.TOME_R >= 0, "0 or more"),
         ("MODEL.INIT_WEIGHTS", cfg.MODEL.INIT_WEIGHTS, not cfg.MODEL.INIT_WEIGHTS, "only empty (it is not supported)"),
         ("DATASET.SUBSAMPLE_CLASSES", data.SUBSAMPLE_CLASSES, data.SUBSAMPLE_CLASSES in ("all", "base", "new"),
          "all, base or new"),

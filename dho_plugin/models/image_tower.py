@@ -27,6 +27,8 @@ class PromptedImageTower(nn.Module):
     def __init__(self, clip: LoadedCLIP, prompts: VisualPrompts, dropout: float = 0.0):
         super().__init__()
         vision_width(clip)
+        if clip.tome_r:
+            raise ConfigError(f"MODEL.TOME_R is {clip.tome_r}: beside visual prompts no tokens are merged; set it to 0")
         self.visual, self.prompts, self.dropout = clip.model.visual, prompts, nn.Dropout(dropout)
         self.class_alone = clip.image_path.name == "class token"
 
