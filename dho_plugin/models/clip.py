@@ -88,7 +88,7 @@ class LoadedCLIP:
 
     @cached_property
     def _encoder(self) -> Callable[[Tensor], Tensor]:
-        encode = partial(encode_image, self.model, self.image_path)
+        encode = partial(encode_image, self.model, self.image_path, tome_r=self.tome_r)
         return compiled(encode, self.name) if self.compile else encode
 
     def encode_text(self, tokens: Tensor) -> Tensor:

@@ -19,11 +19,10 @@ _NOT_PLAIN = "its attention is not plain multi-head attention"
 
 
 class ImagePath(NamedTuple):
-    """A way to image features, why it is taken, and how many tokens are merged in each layer of it."""
+    """A way to image features, and why it is taken."""
 
     name: str
     reason: str
-    tome_r: int = 0
 
 
 def image_path(model: nn.Module, requested: str = "auto", tome_r: int = 0) -> ImagePath:
@@ -38,7 +37,7 @@ def image_path(model: nn.Module, requested: str = "auto", tome_r: int = 0) -> Im
         obstacle = _whole(model) or ("" if all(map(is_plain, model.visual.transformer.resblocks)) else _NOT_PLAIN)
         if obstacle:
             raise ConfigError(f"MODEL.TOME_R is {tome_r}: {obstacle}, so there is nothing to merge; set it to 0")
-        return ImagePath("token merging", f"MODEL.TOME_R {tome_r}: so many fewer tokens behind each layer", tome_r)
+        return ImagePath("token merging", f"MODEL.TOME_R {tome_r}: so many fewer tokens behind each layer")
     if requested == "plain":
         return ImagePath("plain", "MODEL.IMAGE_TOWER asks for it")
     obstacle = _whole(model)
@@ -47,13 +46,13 @@ def image_path(model: nn.Module, requested: str = "auto", tome_r: int = 0) -> Im
     )
 
 
-def encode_image(model: nn.Module, path: ImagePath, images: Tensor) -> Tensor:
+def encode_image(model: nn.Module, path: ImagePath, images: Tensor, tome_r: int = 0) -> Tensor:
     """Encode normalized images (B, 3, H, W) into features (B, D), not normalized, in a way of `image_path`."""
     if path.name == "plain":
         return model.encode_image(images)
     visual = model.visual
-    if path.tome_r:
-        return feature(visual, merging_tower(visual.transformer, visual._embeds(images), path.tome_r).unsqueeze(1))
+    if tome_r:
+        return feature(visual, merging_tower(visual.transformer, visual._embeds(images), tome_r).unsqueeze(1))
     return feature(visual, run_blocks(visual.transformer, visual._embeds(images), last=first_token).unsqueeze(1))
 
 
