@@ -33,10 +33,10 @@ class FeatureCaching:
         stored: what the training reads, by "teacher" and "student", then by stream.
     """
 
-    def __init__(self, cfg, dataset=None):
+    def __init__(self, *args, **kwargs):
         self.stored: dict[str, dict[str, StoredFeatures]] = {}
         self._fingerprints: dict[str, str] = {}
-        super().__init__(cfg, dataset)
+        super().__init__(*args, **kwargs)
 
     # What is wanted ---------------------------------------------------------------------------------------------
 

@@ -65,7 +65,8 @@ class DistillTrainer(DHOTrainer):
             return super().load_student()
         if self.cfg.MODEL.TOME_R:
             raise ConfigError(f"MODEL.TOME_R: tokens are merged in a CLIP's vision transformer, not in {node.NAME}")
-        return load_backbone(node.NAME, pretrained=node.PRETRAINED, ckpt=node.CKPT, size=node.SIZE)
+        of_file = {"pretrained": node.PRETRAINED, "ckpt": node.CKPT, "size": node.SIZE}
+        return load_backbone(node.NAME, **of_file, weights=self.initial_weights)
 
     def build_student(self, clip: LoadedCLIP | LoadedBackbone, classes: Sequence[ClassInfo]) -> Student:
         """Return the encoder under a CE head."""

@@ -121,7 +121,7 @@ def load_run(
         precision = f"TRAINER.{build.cfg_node}.PREC"
         cfg = run.cfg([*pairs, "USE_CUDA", "False", "MODEL.COMPILE", "False", precision, "fp32"])
     with contextlib.redirect_stdout(io.StringIO()):  # what a training prints
-        trainer = build(cfg, DatasetBase(classes=run.classes()))
+        trainer = build(cfg, DatasetBase(classes=run.classes()), initial_weights=False)
         if trainer.get_model_names():
             trainer.load_model(run.weights, epoch)
     own = cfg.TRAINER.DHO

@@ -26,6 +26,7 @@ CASES = {
     "CoOp_DHO": (("CoOp_DHO",), (), False),
     "PromptSRC_DHO": (("PromptSRC_DHO",), MIXED, True),
     "ZeroshotCLIP": (("ZeroshotCLIP",), (), False),
+    "Distill_DHO": (("Distill_DHO",), MIXED, False),
 }
 FILES = [(case, kind) for case, (*_, onnx) in CASES.items() for kind in ("torch", *(["onnx"] if onnx else []))]
 

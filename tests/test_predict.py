@@ -84,6 +84,19 @@ def test_the_data_and_the_teacher_are_not_needed(finished_run, tmp_path):
     assert a == b
 
 
+def test_a_distilled_student_does_not_look_for_what_it_started_from(finished_run, tmp_path):
+    run, images = finished_run("Distill_DHO")
+    copy, photos = shutil.copytree(run, tmp_path / "run"), find_images([str(images)])
+    config = json.loads((copy / "config.json").read_text())
+    config["MODEL"]["BACKBONE"]["CKPT"] = str(tmp_path / "nowhere.pth")
+    (copy / "config.json").write_text(json.dumps(config))
+    a, b = (list(predict(load_run(folder), photos)) for folder in (run, copy))
+    assert a == b
+    config["MODEL"]["BACKBONE"] |= {"CKPT": "", "PRETRAINED": True}  # the hub's, which no test may ask
+    (copy / "config.json").write_text(json.dumps(config))
+    assert len(list(predict(load_run(copy), photos))) == len(a)
+
+
 def test_alpha_and_beta_are_those_that_the_run_chose(finished_run, tmp_path):
     run, _ = finished_run("LinearProbe_DHO")
     copy = shutil.copytree(run, tmp_path / "run")

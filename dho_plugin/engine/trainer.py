@@ -34,12 +34,14 @@ class TrainerX(ModelStore, TrainingStreams, Stepping):
     Args:
         cfg: a frozen config.
         dataset: the images and classes; None reads those of the config.
+        initial_weights: False where all that learns is loaded next: what it once started from is not looked for.
     """
 
     elapsed_before = 0.0  # seconds that an interrupted run had spent
 
-    def __init__(self, cfg, dataset: DatasetBase | None = None):
+    def __init__(self, cfg, dataset: DatasetBase | None = None, *, initial_weights: bool = True):
         super().__init__()
+        self.initial_weights = initial_weights
         self.cfg = cfg
         self.check_cfg(cfg)
         self.accelerator = build_accelerator(cfg, self.precision())
