@@ -237,6 +237,17 @@ def export(trainer: DHOTrainer, *, onnx: str = "", torch_export: str = "") -> di
     return found
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dho_plugin.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_run_flags(parser)
+    parser.add_argument("--onnx", default="", help="write an ONNX file (needs the packages of dho-plugin[export])")
+    parser.add_argument("--torch-export", default="", help="write a file for torch.export.load, by custom a .pt2")
+    return parser
+
+
 def report(args: argparse.Namespace) -> None:
     """Carry out one command line.
 
@@ -251,17 +262,6 @@ def report(args: argparse.Namespace) -> None:
     print(described(trainer))
     for path, differs in export(trainer, onnx=args.onnx, torch_export=args.torch_export).items():
         print(f"{path}: probabilities differ from the run's by {differs:.1e} at most")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command line's parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dho_plugin.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_run_flags(parser)
-    parser.add_argument("--onnx", default="", help="write an ONNX file (needs the packages of dho-plugin[export])")
-    parser.add_argument("--torch-export", default="", help="write a file for torch.export.load, by custom a .pt2")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

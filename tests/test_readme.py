@@ -108,11 +108,10 @@ def test_the_commands_exist():
 
 def test_the_words_that_use_a_result_are_command_lines():
     section = README[README.index("## Using the result") :].split("\n## ")[0]
-    lines = [
-        shlex.split(line, comments=True) for line in section.splitlines() if line.startswith("python -m dho_plugin.")
-    ]
+    words = re.findall(r"^python -m dho_plugin.(?:predict|export) .*", section, re.MULTILINE)
+    lines = [shlex.split(line, comments=True) for line in words]
     parsers = {"dho_plugin.predict": predict, "dho_plugin.export": export}
-    found = [parsers[line[2]].build_parser().parse_args(line[3:]) for line in lines if line[2] in parsers]
+    found = [parsers[line[2]].build_parser().parse_args(line[3:]) for line in lines]
     assert [args.run_dir for args in found] == ["output/my_run"] * 3
     assert (found[0].images, found[0].top) == (["photos/", "more.jpg", "scans/*.png"], 3)
     released = section[section.index("python -m dho_plugin.train") :].split("```")[0].replace("\\\n", " ")

@@ -103,13 +103,7 @@ class CosineHead(nn.Module):
 class UnitHead(LinearHead):
     """(W z / |z| + b) / zeta: the KD head of the CLIP students whose checkpoints the authors of DHO released.
 
-    Other than in Eq. 10 and `CosineHead` the rows keep their length, and there is a bias.
-
-    Args:
-        feature_dim: D, width of the features.
-        num_classes: C.
-        zeta: CLIP's temperature, > 0; fixed, not learned.
-        init: (C, D) class features of the prompts; None draws the parameters as `nn.Linear` does.
+    Other than in Eq. 10 and `CosineHead`, whose arguments it takes, the rows keep their length, and there is a bias.
 
     Raises:
         ConfigError: zeta is not positive, or `init` has another shape than (C, D).
