@@ -144,14 +144,7 @@ class MLPHead(nn.Sequential):
         super().__init__(nn.Linear(feature_dim, hidden), *within, nn.Linear(hidden, num_classes))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits of a batch, in the head's own precision (fp32) also under autocast.
-
-        Args:
-            features: (B, D) float of any width.
-
-        Returns:
-            (B, C), fp32 (fp64 for an fp64 head).
-        """
+        """Return the logits (B, C) of features (B, D), in the head's own precision (fp32) also under autocast."""
         with torch.autocast(device_type=features.device.type, enabled=False):
             return super().forward(features.to(self[0].weight.dtype))
 
