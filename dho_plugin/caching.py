@@ -212,6 +212,7 @@ class FeatureCaching:
             return training_features(FeatureBatches(items, stored, unreadable=unreadable), batches, self.device)
         models = self.student_preprocess, None if "teacher_features" in stored else self.teacher_preprocess
         options = {"views": self.view_spec(), "size": self.decoded_for(), "stored": stored, **self.reading()}
+        options["keep_mb"] = self.cfg.INPUT.KEEP_MB
         return self.loaded(ViewDataset(items, *models, **options), batches)
 
     def fill_dataset(self, clip: LoadedCLIP, items: ImageList) -> ViewDataset:

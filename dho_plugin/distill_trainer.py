@@ -111,6 +111,8 @@ class OneHeadTrainer(DistillTrainer):
 class WithoutLabels(OneHeadTrainer):
     """A method that looks at no label: both streams show all training images, so a step has as many as DHO's."""
 
+    learns_labels = False
+
     def lambda_(self) -> float:
         """Return 0: nothing is supervised."""
         return 0.0

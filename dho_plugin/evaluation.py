@@ -29,6 +29,7 @@ class HeadEvaluation:
     alpha_beta: tuple[float, float] | None = None  # found on validation data
     config_name = ""  # the method config's file name, for the table
     kd_head: nn.Module | None = None  # the head that predictions are mixed with, where there is one
+    learns_labels = True  # whether a run depends on which images are labeled
     model_dir = ""  # where an evaluated model comes from, if not from this run
 
     def model_inference(self, images: Tensor) -> Tensor:
@@ -199,13 +200,14 @@ class HeadEvaluation:
         """Write results.json, the last act of a run: where it lies, the run is complete."""
         if not self.accelerator.is_main_process:
             return
+        labeled = self.cfg.DATASET if self.get_model_names() and self.learns_labels else None
         alpha, beta = self.mixing() if self.kd_head is not None else (None, None)
         content = {
             "trainer": type(self).__name__,
             "method": self.display_name(),
             "dataset": dataset_label(self.cfg),
-            "shots": self.cfg.DATASET.NUM_SHOTS if self.get_model_names() else None,
-            "labeled_percent": (self.cfg.DATASET.LABELED_PERCENT or None) if self.get_model_names() else None,
+            "shots": labeled.NUM_SHOTS if labeled else None,
+            "labeled_percent": (labeled.LABELED_PERCENT or None) if labeled else None,
             "seed": self.cfg.SEED if self.get_model_names() else None,
             "unlabeled": self.uses_unlabeled() and len(self.dataset.train_u) > 0,
             "teacher": self.teacher_label,

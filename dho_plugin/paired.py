@@ -9,7 +9,18 @@ from typing import Any
 from scipy.special import stdtr
 from tabulate import tabulate
 
-from dho_plugin.results import accuracy, base_method, family, is_zero_shot, kind, labeled_percent, score_columns
+from dho_plugin.results import (
+    DISTILLED,
+    accuracy,
+    base_method,
+    family,
+    is_distilled,
+    is_zero_shot,
+    kind,
+    labeled_percent,
+    score_columns,
+    split_distilled,
+)
 from dho_plugin.rows import describe_labeled, labeled_order, method_order, shown_columns
 
 # (kind of run, the kind that it is compared with, name of the difference).
@@ -79,7 +90,8 @@ def compare(results: Sequence[dict[str, Any]]) -> list[Comparison]:
             labeled = labeled_order(result.get("shots"), labeled_percent(result))
             order = method_order(result["dataset"], family(result), base_method(result), labeled, 0)
             methods[(order, str(result.get("config_name") or "-"))].append(result)
-    return [comparison for key in sorted(methods) for comparison in _compare_kinds(methods[key])]
+    kinds = [comparison for key in sorted(methods) for comparison in _compare_kinds(methods[key])]
+    return kinds + list(_compare_distilled([result for result in results if is_distilled(result)]))
 
 
 def format_comparisons(comparisons: Sequence[Comparison], style: str, decimals: int = 1) -> str:
@@ -135,6 +147,27 @@ def _compare_kinds(runs: list[dict[str, Any]]) -> Iterator[Comparison]:
             if a and b:
                 measures = {title: paired(_differences(a, b, key)) for key, title in shown.items()}
                 yield Comparison({**labels, "Difference": name, "Teacher": teacher}, measures)
+
+
+def _compare_distilled(runs: list[dict[str, Any]]) -> Iterator[Comparison]:
+    """Compare DHO, and DHO-F, with every method before it in the table, on the same student and as many labeled images, or on none."""
+    groups: dict[tuple, dict[tuple[str, str], list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        student, method = split_distilled(run["method"])
+        groups[run["dataset"], student, run.get("config_name") or "-"][method, describe_labeled(run)].append(run)
+    for (dataset, student, config), found in sorted(groups.items()):
+        columns = score_columns([run for side in found.values() for run in side])
+        shown = {name: columns[name] for name in MEASURES if name in columns} or columns
+        labels = {"Dataset": dataset, "Method": student, "Config": config}
+        for (method, labeled), mine in found.items():
+            others = DISTILLED[: DISTILLED.index(method)] if method.startswith("DHO") else ()
+            for other in others:
+                theirs = found.get((other, labeled)) or found.get((other, "-"))
+                if not theirs:
+                    continue
+                measures = {title: paired(_differences(mine, theirs, key)) for key, title in shown.items()}
+                own = {"Labeled": labeled, "Difference": f"{method} - {other}", "Teacher": str(mine[0].get("teacher"))}
+                yield Comparison({**labels, **own}, measures)
 
 
 def _differences(runs: list[dict[str, Any]], others: list[dict[str, Any]], measure: str) -> list[float]:

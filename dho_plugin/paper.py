@@ -56,7 +56,7 @@ def paper_rows(ours: Sequence[Row] = ()) -> list[Row]:
     """
     places = {row.order[:_RANK] for row in ours}
     order = (*zero_shot_order("imagenet", "CLIP zero-shot ViT-B/16", False), 1, "", "")
-    rows = [_row("CLIP zero-shot ViT-B/16", "-", "-", "-", ZERO_SHOT, order)]
+    rows = [paper_row("CLIP zero-shot ViT-B/16", "-", "-", "-", ZERO_SHOT, order)]
     for trainer, method, name, labeled, kinds in METHODS:
         amounts = [labeled_order(None, float(labeled[:-1]))] if labeled.endswith("%") else []
         orders = [method_order("imagenet", trainer, method, amount, 0) for amount in (*amounts, labeled_order(16))]
@@ -65,7 +65,7 @@ def paper_rows(ours: Sequence[Row] = ()) -> list[Row]:
             order = (*place, CASCADE if kind == "cascade" else KINDS.index(kind), 1, "", "")
             teacher = {"base": "-", "cascade": "yes"}.get(kind, TEACHER)
             unlabeled = "yes" if kind in ("cascade", "unlabeled") else "-"
-            rows.append(_row(name + _ADDED[kind], labeled, teacher, unlabeled, values, order))
+            rows.append(paper_row(name + _ADDED[kind], labeled, teacher, unlabeled, values, order))
     return rows
 
 
@@ -81,16 +81,28 @@ def beside_the_papers(rows: Sequence[Row]) -> list[Row]:
     Raises:
         DataError: a row is of another data set.
     """
+    return merged(rows, paper_rows(rows))
+
+
+def merged(rows: Sequence[Row], paper: Sequence[Row]) -> list[Row]:
+    """Return our rows and the paper's in order.
+
+    Raises:
+        DataError: a row is of another data set than ImageNet.
+    """
     others = sorted({row.labels["Dataset"] for row in rows} - {"imagenet"})
     if others:
         raise DataError(
             f"--paper: these runs are on {', '.join(others)}, the paper's numbers on imagenet; give the folder of the "
             "runs on imagenet, or leave --paper out"
         )
-    return sorted([*rows, *paper_rows(rows)], key=lambda row: row.order)
+    return sorted([*rows, *paper], key=lambda row: row.order)
 
 
-def _row(method: str, labeled: str, teacher: str, unlabeled: str, values: Sequence[float | None], order: tuple) -> Row:
+def paper_row(
+    method: str, labeled: str, teacher: str, unlabeled: str, values: Sequence[float | None], order: tuple
+) -> Row:
+    """Return one of the paper's rows: `values` are those of SETS, None where the paper has none."""
     labels = {"Dataset": "imagenet", "Method": method, "Labeled": labeled, "Teacher": teacher, "Unlabeled": unlabeled}
     shifted = None if None in values else statistics.fmean(values[1:])
     scores = {

@@ -13,6 +13,8 @@ from dho_plugin.errors import DataError
 # Test sets of ImageNet and what its table calls them; any other data set has "test" and further ones by its own names.
 TEST_SETS = {"val": "Val", "imagenetv2": "V2", "imagenet_sketch": "Sketch", "imagenet_r": "R", "imagenet_a": "A"}
 SHIFTED = ("imagenetv2", "imagenet_sketch", "imagenet_r", "imagenet_a")
+# The methods that distil into compact students, as their names end, in the order of the paper's Table 1.
+DISTILLED = ("KD (logit)", "KD (feature)", "CE", "CE + KD (feature)", "CE + KD (logit)", "SSKD", "DHKD", "DHO", "DHO-F")
 KINDS = ("base", "labeled", "unlabeled", "placebo")  # of the runs of one method, in the order of the table
 
 
@@ -96,8 +98,21 @@ def is_zero_shot(result: dict[str, Any]) -> bool:
 
 
 def family(result: dict[str, Any]) -> str:
-    """Return the trainer's name without `_DHO`."""
-    return result["trainer"].removesuffix("_DHO")
+    """Return the trainer's name without `_DHO`; all that distil into compact students are one family."""
+    return "Distill" if is_distilled(result) else result["trainer"].removesuffix("_DHO")
+
+
+def is_distilled(result: dict[str, Any]) -> bool:
+    """Say whether a compact student learned as a whole."""
+    return result["trainer"].startswith("Distill_")
+
+
+def split_distilled(method: str) -> tuple[str, str]:
+    """Return student and method of a name such as `resnet18 CE + KD (logit)`; an unknown method is ""."""
+    for name in sorted(DISTILLED, key=len, reverse=True):
+        if method.endswith(f" {name}"):
+            return method.removesuffix(f" {name}"), name
+    return method, ""
 
 
 def base_method(result: dict[str, Any]) -> str:
@@ -109,7 +124,7 @@ def kind(result: dict[str, Any]) -> str:
     """Return which of KINDS a run is: the method alone, with DHO on labeled images, also on unlabeled, a placebo."""
     if "placebo" in str(result.get("teacher")):
         return "placebo"
-    if not result["trainer"].endswith("_DHO"):
+    if result["trainer"] == "Distill_CE" or not (is_distilled(result) or result["trainer"].endswith("_DHO")):
         return "base"
     return "unlabeled" if result.get("unlabeled") else "labeled"
 

@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 from dho_plugin.engine.config import differing_keys, flatten
 from dho_plugin.results import (
+    DISTILLED,
     KINDS,
     accuracy,
     base_method,
@@ -20,11 +21,12 @@ from dho_plugin.results import (
     kind,
     labeled_percent,
     score_columns,
+    split_distilled,
     unique_seeds,
     warn,
 )
 
-FAMILIES = ("LinearProbe", "VPT", "CoOp", "PromptSRC")  # others follow by name
+FAMILIES = ("LinearProbe", "VPT", "CoOp", "PromptSRC", "Distill")  # others follow by name
 _GROUP_KEYS = ("dataset", "trainer", "method", "shots", "unlabeled", "teacher", "config_name")
 
 
@@ -83,7 +85,12 @@ def method_order(dataset: str, trainer: str, method: str, labeled: tuple[float, 
         rank: place among the runs of the method, as in KINDS.
     """
     place = FAMILIES.index(trainer) if trainer in FAMILIES else len(FAMILIES)
-    return dataset, 1, False, place, trainer, _natural(method), labeled, rank
+    if trainer == "Distill":  # by student, and its methods as in the paper's Table 1
+        student, name = split_distilled(method)
+        method_place = (*_natural(student), DISTILLED.index(name) if name else len(DISTILLED))
+    else:
+        method_place = _natural(method)
+    return dataset, 1, False, place, trainer, method_place, labeled, rank
 
 
 def zero_shot_order(dataset: str, method: str, is_teacher: bool) -> tuple:

@@ -13,6 +13,7 @@ from tabulate import tabulate
 from dho_plugin.errors import run_command
 from dho_plugin.paired import compare, format_comparisons
 from dho_plugin.paper import beside_the_papers
+from dho_plugin.paper_distill import TABLES, beside_the_papers_table, with_means
 from dho_plugin.results import find_evaluations, find_results
 from dho_plugin.rows import Row, Score, build_rows, shown_columns
 
@@ -73,6 +74,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--paired", action="store_true", help="add what DHO and unlabeled images change, seed by seed")
     parser.add_argument("--paper", action="store_true", help="put the paper's rows beside ours (runs on imagenet only)")
     parser.add_argument(
+        "--paper-table", choices=TABLES, help="put this table of the paper beside ours, in the place of Table 13"
+    )
+    parser.add_argument("--mean", action="store_true", help="add the means over the data sets, the paper's beside them")
+    parser.add_argument(
         "--evaluations", action="store_true", help="show what trained runs reached in later evaluations, instead"
     )
     return parser
@@ -88,8 +93,11 @@ def report(args: argparse.Namespace) -> str:
     rows = build_rows(results)
     if args.evaluations:  # of the shifted sets only
         rows = [replace(row, scores={k: v for k, v in row.scores.items() if k != "Val"} or row.scores) for row in rows]
-    if args.paper:
+    if args.paper_table:
+        rows = beside_the_papers_table(rows, args.paper_table)
+    elif args.paper:
         rows = beside_the_papers(rows)
+    rows = with_means(rows) if args.mean else rows
     table = format_table(rows, args.format, args.decimals)
     if not args.paired:
         return table

@@ -203,12 +203,13 @@ train_kinds() {
 
 # train_seeds TRAINER CONFIG VARIANT [KEY VALUE ...]: one run a seed; finished ones are skipped.
 train_seeds() {
-  local trainer=$1 config=$2 variant=$3 seed dir
+  local trainer=$1 config=$2 variant=$3 folder=$1 seed dir
   shift 3
+  [[ $trainer != Distill_* ]] || folder=Distill # one file for all methods that distil
   for seed in $SEEDS; do
     dir=$OUTPUT/$DATASET/$trainer/${config}_$LABELED$variant/seed$seed
     background "$dir" "${TRAIN[@]}" --root "$DATA" --seed "$seed" --trainer "$trainer" \
-      --dataset-config-file "$DATASET_FILE" --config-file "configs/trainers/$trainer/$config.yaml" --output-dir "$dir" \
+      --dataset-config-file "$DATASET_FILE" --config-file "configs/trainers/$folder/$config.yaml" --output-dir "$dir" \
       "${DATASET_PAIRS[@]}" "${LABELED_PAIRS[@]}" ${STUDENT_CKPT:+MODEL.BACKBONE.CKPT "$STUDENT_CKPT"} \
       ${TEACHER_CKPT:+TRAINER.DHO.TEACHER.CKPT "$TEACHER_CKPT"} "$@"
   done

@@ -373,11 +373,10 @@ CONFIGS = {
         "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets",
         ("TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", "2", "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", "2"),
     ),
-    "Distill": ("resnet18_scratch_ep20", ("MODEL.BACKBONE.NAME", "test_resnet", "MODEL.BACKBONE.SIZE", "32")),
     "ZeroshotCLIP": ("vit_b16", ()),
     "ZeroshotCLIP2": ("vit_l14_336", ()),
 }
-NODES = {"LinearProbe": "LINEARPROBE", "VPT": "VPT", "CoOp": "COOP", "PromptSRC": "PROMPTSRC", "Distill": "DISTILL"}
+NODES = {"LinearProbe": "LINEARPROBE", "VPT": "VPT", "CoOp": "COOP", "PromptSRC": "PROMPTSRC"}
 
 
 def command_line(
@@ -407,6 +406,10 @@ def command_line(
         *("DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "3", "DATALOADER.TRAIN_X.BATCH_SIZE", "4"),
         *("DATALOADER.NUM_WORKERS", "0", *options),
     ]
+
+
+CONFIGS["Distill"] = "resnet18_scratch_ep20", ("MODEL.BACKBONE.NAME", "test_resnet", "MODEL.BACKBONE.SIZE", "32")
+NODES["Distill"] = "DISTILL"
 
 
 @pytest.fixture

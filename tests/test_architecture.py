@@ -33,6 +33,7 @@ FLOORS = {
     "dho_plugin.rows": 6,
     "dho_plugin.paired": 6,
     "dho_plugin.paper": 6,
+    "dho_plugin.paper_distill": 6,
 }
 
 

@@ -137,3 +137,36 @@ def test_every_method_has_the_same_files_with_and_without_dho():
         if folder.name.endswith("_DHO"):
             names = {path.name for path in folder.iterdir()}
             assert names <= {path.name for path in (CONFIGS / folder.name.removesuffix("_DHO")).iterdir()}
+
+
+# Table 6 of DHO: epochs, learning rate, weight decay, labeled batch, warm-up steps, student, teacher.
+TABLE_6 = {
+    "resnet18_scratch_ep20": (20, 1e-3, 1e-2, 256, 0, "resnet18", "RN50"),
+    "dino_resnet50_ep20": (20, 1e-3, 1e-2, 256, 0, "resnet50", "RN50"),
+    "resnet18_ep200": (200, 1e-3, 1e-2, 64, 0, "resnet18.tv_in1k", "RN50"),
+    "mobilenetv2_ep200": (200, 1e-3, 1e-2, 64, 0, "mobilenetv2_100", "RN50"),
+    "vit_b16_from_l14_ep32": (32, 5e-5, 5e-2, 256, 5000, "ViT-B/16", "ViT-L/14@336px"),
+    "vit_b16_ep32": (32, 5e-5, 5e-2, 256, 5000, "ViT-B/16", "ViT-H-14-378-quickgelu"),
+    "vit_l14_336_ep32": (32, 5e-5, 5e-2, 256, 5000, "ViT-L/14@336px", "ViT-H-14-378-quickgelu"),
+}
+
+
+@pytest.mark.parametrize("name", TABLE_6)
+def test_the_settings_of_distillation_are_table_6s(name):
+    cfg = merged(CONFIGS / f"Distill/{name}.yaml")
+    optim = ("OPTIM.MAX_EPOCH", "OPTIM.LR", "OPTIM.WEIGHT_DECAY", "DATALOADER.TRAIN_X.BATCH_SIZE", "OPTIM.WARMUP_STEPS")
+    models = ("MODEL.BACKBONE.NAME", "TRAINER.DHO.TEACHER.NAME")
+    assert tuple(cfg[key] for key in (*optim, *models)) == TABLE_6[name]
+    assert (cfg["OPTIM.NAME"], cfg["OPTIM.LR_SCHEDULER"], cfg["OPTIM.WARMUP_EPOCH"]) == ("adamw", "cosine", -1)
+    assert (cfg["OPTIM.ADAM_BETA1"], cfg["OPTIM.ADAM_BETA2"]) == (0.9, 0.999)
+    assert (cfg["TRAINER.DHO.LAMBDA"], cfg["TRAINER.DHO.ETA"]) == (0.5, 2.0)
+    assert tuple(cfg["INPUT.RRCROP_SCALE"]) == (0.5, 1.0)
+    assert cfg["INPUT.TRANSFORMS"] == ("random_resized_crop", "random_flip", "normalize")
+    assert cfg["TRAIN.COUNT_ITER"] == "train_u"  # an epoch is all training images
+    alpha_beta = {"resnet18_scratch_ep20": (0.4, 0.5), "dino_resnet50_ep20": (0.4, 0.5)}
+    if "ep200" not in name:  # there they are chosen on validation images
+        assert (cfg["TRAINER.DHO.ALPHA"], cfg["TRAINER.DHO.BETA"]) == alpha_beta.get(name, (0.5, 0.5))
+    assert cfg["TRAIN.ACCUMULATION"] == (4 if name == "vit_l14_336_ep32" else 1)
+    heads = ("TRAINER.DHO.KD_HEAD", "TRAINER.DHO.INIT", "TRAINER.DISTILL.INIT")
+    expected = ("cosine", "language", "language") if name.startswith("vit") else ("linear", "kaiming", "kaiming")
+    assert tuple(cfg[key] for key in heads) == expected

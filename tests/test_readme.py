@@ -4,11 +4,13 @@ import re
 import shlex
 from pathlib import Path
 
+import dho_plugin.trainers  # noqa: F401 (fills the registry)
 import pytest
 
 import dho_plugin.data.__main__ as data_command
 from dho_plugin import cache, export, ood, predict, tables
 from dho_plugin.engine.config import check_cfg, flatten, get_cfg_default
+from dho_plugin.engine.registry import TRAINER_REGISTRY
 from dho_plugin.train import build_parser, setup_cfg
 
 ROOT = Path(__file__).parent.parent
@@ -129,3 +131,21 @@ def test_the_words_that_use_a_result_are_command_lines():
 def test_no_page_waits_for_its_figures(page):
     text = page.read_text(encoding="utf-8")
     assert not re.findall(r"^[A-Z_]{4,}$|TODO|FIXME|XXX", text, re.MULTILINE)
+
+
+def test_every_key_of_compact_students_exists_with_that_default():
+    defaults = dict(flatten(get_cfg_default()))
+    section = README[README.index("## Compact students") : README.index("## One run, with the flags")]
+    named = set()
+    for row in section[section.index("| key |") :].split("\n\n")[0].splitlines()[2:]:
+        keys, _, values = (cell.strip() for cell in row.strip("|").split(" | "))
+        first, *rest = re.findall(r"`([^`]+)`", keys)
+        keys = [first, *(first.rsplit(".", 1)[0] + key if key.startswith(".") else key for key in rest)]
+        named |= set(keys)
+        for key, value in zip(keys, values.split(", "), strict=False):
+            assert value == "-" or str(defaults[key]).removesuffix(".0") == value, key
+    assert named >= {key for key in defaults if key.startswith("TRAINER.DISTILL.")} - {"TRAINER.DISTILL.PREC"}
+    trainers = re.findall(r"^\| `(Distill_\w+)`", section, re.MULTILINE)
+    assert sorted(trainers) == sorted(n for n in TRAINER_REGISTRY.registered_names() if n.startswith("Distill_"))
+    for name in re.findall(r"`?((?:scripts/)?\w+\.sh)`?", section):
+        assert (ROOT / "scripts" / Path(name).name).is_file(), name

@@ -28,8 +28,9 @@ PRECISIONS = ("fp32", "fp16", "amp", "bf16")
 EXECUTION_KEYS = frozenset({
     "OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATASET.UNREADABLE", "DATALOADER.NUM_WORKERS",
     "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TRAIN.ACCUMULATION", "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT",
-    "USE_CUDA", "MODEL.FEATURES", "TRAINER.DHO.TEACHER.MODE", "MODEL.TEXT_TOWER", "MODEL.TEXT_CHECKPOINTING",
-    "MODEL.IMAGE_TOWER", "MODEL.IMAGE_CHECKPOINTING", "MODEL.CHANNELS_LAST", "MODEL.COMPILE",
+    "USE_CUDA", "INPUT.KEEP_MB", "MODEL.FEATURES", "TRAINER.DHO.TEACHER.MODE", "MODEL.TEXT_TOWER",
+    "MODEL.TEXT_CHECKPOINTING", "MODEL.IMAGE_TOWER", "MODEL.IMAGE_CHECKPOINTING", "MODEL.CHANNELS_LAST",
+    "MODEL.COMPILE",
 })  # fmt: skip
 
 # The hosts' keys (or beginnings of keys) that nothing here reads: size and normalization come with the weights, views
@@ -225,6 +226,7 @@ def check_cfg(cfg: CfgNode) -> None:
         *((key, value, value in FEATURE_MODES, "online, cached, auto or fill")
           for key, value in (("MODEL.FEATURES", cfg.MODEL.FEATURES), ("TRAINER.DHO.TEACHER.MODE", dho.TEACHER.MODE))),
         ("INPUT.VIEWS", cfg.INPUT.VIEWS, cfg.INPUT.VIEWS >= 0, "0 or more"),
+        ("INPUT.KEEP_MB", cfg.INPUT.KEEP_MB, cfg.INPUT.KEEP_MB >= 0, "0 or more"),
         ("INPUT.JPEG_GAP", cfg.INPUT.JPEG_GAP, cfg.INPUT.JPEG_GAP == 0 or cfg.INPUT.JPEG_GAP >= 1, "0, or 1 and above"),
         ("TRAIN.ACCUMULATION", cfg.TRAIN.ACCUMULATION, cfg.TRAIN.ACCUMULATION >= 1, "1 or more"),
         ("TRAIN.COUNT_ITER", cfg.TRAIN.COUNT_ITER, cfg.TRAIN.COUNT_ITER in ("train_x", "train_u", "smaller_one"),

@@ -33,6 +33,7 @@ DEFAULTS = {
         "GB_K": 21,
         "JPEG_GAP": 3.0,  # ours: a JPEG is decoded smaller where its crop stays this many times the input; 0: never
         "UPRIGHT": False,  # ours: turn photos by their EXIF orientation (folder.yaml does, the published sets do not)
+        "KEEP_MB": 0,  # ours: up to so many MB of decoded training images stay in memory, a stream and loader process
         "VIEWS": 0,  # ours: pass k over the images shows view k modulo VIEWS; 0: every pass shows another view
         "VIEW_SEED": 0,  # ours: a view is a function of (this seed, image index, view number), the same for all runs
     },
@@ -133,6 +134,16 @@ DEFAULTS = {
             "INIT": "language",  # ours, of the linear head: language | kaiming
             "DROPOUT": 0.0,  # ours, on the prompts
         },
+        "DISTILL": {  # compact students, all of whose weights learn
+            "PREC": "fp32",
+            "CE_HEAD": "linear",  # linear | cosine | unit | mlp (non-linear, Table 14)
+            "INIT": "kaiming",  # of the CE head: kaiming | language (CLIP students)
+            "FEATURE_WEIGHT": 2000.0,  # of the features' squared difference (CLIP-KD's, for features of 512)
+            "BINARY_WEIGHT": 1.0,  # of DHKD's binary loss (its code: 1 on CIFAR-100, 0.1 on ImageNet)
+            "BINARY_T": 2.0,  # temperature of it
+            "BINARY_NORM": True,  # BinaryKL-Norm, which DHKD is trained with | BinaryKL
+            "SOFT_LABELS": True,  # SSKD: the CE head follows the teacher, too, on labeled images
+        },
         "PROMPTSRC": {
             "N_CTX_VISION": 4,
             "N_CTX_TEXT": 4,
@@ -147,16 +158,6 @@ DEFAULTS = {
             "TEMPLATES": (),  # ours: templates of the fixed text features; empty: DATASET.TEMPLATES, else the sixty
         },
         "ZSCLIP": {"PREC": "fp32"},
-        "DISTILL": {  # compact students, all of whose weights learn
-            "PREC": "fp32",
-            "CE_HEAD": "linear",  # linear | cosine | unit | mlp (non-linear, Table 14)
-            "INIT": "kaiming",  # of the CE head: kaiming | language (CLIP students)
-            "FEATURE_WEIGHT": 2000.0,  # of the features' squared difference (CLIP-KD's, for features of 512)
-            "BINARY_WEIGHT": 1.0,  # of DHKD's binary loss (its code: 1 on CIFAR-100, 0.1 on ImageNet)
-            "BINARY_T": 2.0,  # temperature of it
-            "BINARY_NORM": True,  # BinaryKL-Norm, which DHKD is trained with | BinaryKL
-            "SOFT_LABELS": True,  # SSKD: the CE head follows the teacher, too, on labeled images
-        },
         "DHO": {
             "LAMBDA": 0.5,  # weight of the CE loss (Eq. 6, 7)
             "ZETA": 0.0,  # teacher's CLIP temperature; 0: the one that comes with the weights (OpenAI's: 0.01)

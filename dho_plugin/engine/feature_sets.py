@@ -29,15 +29,16 @@ class StoredFeatures(NamedTuple):
         """Return the features of some images in the view of each, (B, D) float32; NaN for what could not be read."""
         return torch.from_numpy(self.store.read(self.rows[positions], views)).float()
 
-    def one(self, position: int, view: int) -> Tensor:
-        """Return one image's features (D,) float32.
+    def readable(self, positions: np.ndarray, views: np.ndarray) -> Tensor:
+        """Return the features of some images in the view of each, (B, D) float32.
 
         Raises:
-            UnreadableImageError: the image could not be read when its features were stored.
+            UnreadableImageError: an image could not be read when its features were stored.
         """
-        features = self.take(np.array([position]), np.array([view]))[0]
-        if features[0].isnan():
-            raise UnreadableImageError(f"image {position} of {self.store.folder} could not be read when it was filled")
+        features = self.take(positions, views)
+        if (lost := features[:, 0].isnan()).any():
+            image = positions[lost.numpy().argmax()]
+            raise UnreadableImageError(f"image {image} of {self.store.folder} could not be read when it was filled")
         return features
 
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
@@ -11,7 +12,15 @@ from torch.utils.data import Dataset
 from dho_plugin.engine.data import Datum, ImageList
 from dho_plugin.engine.decode import ImageFile, UnreadableImageError
 from dho_plugin.engine.feature_sets import StoredFeatures
-from dho_plugin.engine.views import Preprocess, View, ViewSpec, apply_view, eval_transform, possible_reduction
+from dho_plugin.engine.views import (
+    Preprocess,
+    View,
+    ViewSpec,
+    eval_transform,
+    normalize_pixels,
+    possible_reduction,
+    view_pixels,
+)
 from dho_plugin.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -60,6 +69,7 @@ class ViewDataset(_ImageTable):
         upright: `INPUT.UPRIGHT`: turn photos by their EXIF orientation.
         size: side of a further model's input that the decoding must do for: one whose features are stored.
         stored: features that lie in a cache, by the key that a row gives them.
+        keep_mb: `INPUT.KEEP_MB`: up to so much memory for images that stay decoded, in each loader process.
 
     Raises:
         DataError: there are no images, or one has no index.
@@ -78,6 +88,7 @@ class ViewDataset(_ImageTable):
         upright: bool = False,
         size: int = 0,
         stored: Mapping[str, StoredFeatures] | None = None,
+        keep_mb: int = 0,
     ):
         super().__init__(items, unreadable, jpeg_gap, upright)
         if not len(items):
@@ -87,16 +98,28 @@ class ViewDataset(_ImageTable):
         self.student, self.teacher, self.views = student, teacher, views
         self.size = max(size, *(pre.size for pre in (student, teacher) if pre is not None))
         self.stored = dict(stored or {})
+        self.kept: dict[int, Image.Image] = {}
+        self.room = keep_mb * 10**6
         # Shared between the workers, so that each damaged file is reported once.
         self.damaged = torch.zeros(len(items), dtype=torch.bool).share_memory_()
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
-        position, where, image, scale = self._readable(*key)
-        images = {"img": apply_view(image, where, self.student, scale)}
-        images |= {name: features.one(position, key[1]) for name, features in self.stored.items()}
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[dict]:
+        """Return a batch's rows; what each image costs beside its decoding is done once for all."""
+        found = [self._readable(*key) for key in keys]
+        positions, views = np.array([one[0] for one in found]), np.array([view for _, view in keys])
+        batch = {"img": self._images(found, self.student)}
+        batch |= {name: features.readable(positions, views) for name, features in self.stored.items()}
         if self.teacher is not None:
-            images["img_teacher"] = apply_view(image, where, self.teacher, scale)
-        return self.row(position, **images)
+            batch["img_teacher"] = self._images(found, self.teacher)
+        rows = [dict(zip(batch, parts, strict=True)) for parts in zip(*batch.values(), strict=True)]
+        return [self.row(position, **row) for position, row in zip(positions.tolist(), rows, strict=True)]
+
+    def _images(self, found: Sequence[tuple[int, View, Image.Image, int]], pre: Preprocess) -> torch.Tensor:
+        pixels = [view_pixels(image, where, pre, scale) for _, where, image, scale in found]
+        return normalize_pixels(torch.stack(pixels), pre)
 
     def _readable(self, start: int, view: int) -> tuple[int, View, Image.Image, int]:
         for position in ((start + step) % len(self) for step in range(len(self))):
@@ -112,9 +135,16 @@ class ViewDataset(_ImageTable):
         raise UnreadableImageError(f"none of the {len(self)} images can be read, the first is {self.path(0)}")
 
     def _decode(self, position: int, view: int) -> tuple[View, Image.Image, int]:
+        index = int(self.items.numbers[position, 2])
+        if (kept := self.kept.get(position)) is not None:
+            return self.views.draw(index, view, *kept.size), kept, 1
         file = self.file(position)
-        where = self.views.draw(int(self.items.numbers[position, 2]), view, *file.size)
-        return where, *file.decode(possible_reduction(where.width, where.height, self.size, self.jpeg_gap))
+        where = self.views.draw(index, view, *file.size)
+        image, scale = file.decode(possible_reduction(where.width, where.height, self.size, self.jpeg_gap))
+        cost = 3 * image.width * image.height
+        if scale == 1 and cost <= self.room:
+            self.kept[position], self.room = image, self.room - cost
+        return where, image, scale
 
 
 class EvalDataset(_ImageTable):

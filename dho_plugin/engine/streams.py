@@ -68,7 +68,8 @@ class TrainingStreams:
     def train_batches(self, items: ImageList, batches: StepBatches) -> Iterable[dict]:
         """Return the batches of a stream, with the images of student and teacher, on the device."""
         models = self.student_preprocess, self.teacher_preprocess
-        dataset = ViewDataset(items, *models, views=self.view_spec(), **self.reading())
+        options = {"views": self.view_spec(), "keep_mb": self.cfg.INPUT.KEEP_MB, **self.reading()}
+        dataset = ViewDataset(items, *models, **options)
         return self.loaded(dataset, batches)
 
     def loaded(self, dataset: ViewDataset, batches: StepBatches) -> Iterator[dict]:

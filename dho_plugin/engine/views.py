@@ -147,9 +147,14 @@ def apply_view(image: Image.Image, view: View, pre: Preprocess, scale: int = 1) 
     Returns:
         float32 (3, S, S).
     """
+    return normalize_pixels(view_pixels(image, view, pre, scale), pre)
+
+
+def view_pixels(image: Image.Image, view: View, pre: Preprocess, scale: int = 1) -> torch.Tensor:
+    """Return the pixels of a view, uint8 (3, S, S): `apply_view` before the normalization."""
     box = (view.left, view.top, view.left + view.width, view.top + view.height)
     image = _cut(image, box, (pre.size, pre.size), pre, scale)
-    return normalize(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else image, pre)
+    return F.pil_to_tensor(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else image).contiguous()
 
 
 def eval_transform(
@@ -208,6 +213,10 @@ def _cut(
 
 
 def normalize(image: Image.Image, pre: Preprocess) -> torch.Tensor:
-    """Return an RGB image (H, W) as a model wants it, float32 (3, H, W): scaled to 0..1, less mean, over std."""
-    tensor = F.to_dtype(F.pil_to_tensor(image).contiguous(), torch.float32, scale=True)
-    return F.normalize(tensor, list(pre.mean), list(pre.std), inplace=True)
+    """Return an RGB image (H, W) as a model wants it, float32 (3, H, W)."""
+    return normalize_pixels(F.pil_to_tensor(image).contiguous(), pre)
+
+
+def normalize_pixels(pixels: torch.Tensor, pre: Preprocess) -> torch.Tensor:
+    """Return uint8 pixels (..., 3, H, W) as a model wants them, float32: scaled to 0..1, less mean, over std."""
+    return F.normalize(F.to_dtype(pixels, torch.float32, scale=True), list(pre.mean), list(pre.std), inplace=True)

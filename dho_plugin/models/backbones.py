@@ -8,12 +8,11 @@ from torch import Tensor, device, nn
 
 from dho_plugin.engine.views import Preprocess
 from dho_plugin.errors import CheckpointError, ConfigError
-from dho_plugin.models import mini
 from dho_plugin.models.clip_files import differences, first_line, read_state
 from dho_plugin.models.image_encoder import ImagePath
+from dho_plugin.models.mini.resnet import MINI_BACKBONES, build_mini_backbone
 from dho_plugin.models.names import HOST_NAMES
 
-MINI_BACKBONES: tuple[str, ...] = getattr(mini, "MINI_BACKBONES", ())
 HUB_PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -121,7 +120,7 @@ def feature_dim(model: nn.Module) -> int:
 def _mini(name: str, ckpt: str, size: int, key: str) -> LoadedBackbone:
     if ckpt or size:
         raise ConfigError(f"{key}.CKPT and {key}.SIZE must be empty and 0: {name} ships with what it needs")
-    model, preprocess = mini.build_mini_backbone(name)
+    model, preprocess = build_mini_backbone(name)
     return LoadedBackbone(name, model.float().train(), preprocess, model.num_features, "of the mini world")
 
 

@@ -66,10 +66,10 @@ def test_where_no_image_can_be_read_nothing_goes_round_for_ever(stored):
         FeatureBatches(ITEMS, {"features": only}, unreadable="next")(np.array([0]), np.array([0]))
 
 
-def test_one_image_alone(stored):
-    assert stored.one(0, 1).tolist() == [value(5, 1), -value(5, 1)]
-    with pytest.raises(UnreadableImageError):
-        stored.one(2, 0)
+def test_features_of_images_that_must_be_readable(stored):
+    assert stored.readable(np.array([0]), np.array([1])).tolist() == [[value(5, 1), -value(5, 1)]]
+    with pytest.raises(UnreadableImageError, match="image 2 of"):
+        stored.readable(np.array([0, 2]), np.array([0, 0]))
 
 
 def test_the_bytes_of_an_image_are_those_of_all_stores(stored):

@@ -293,3 +293,26 @@ def test_a_gap_changes_no_number_of_small_and_of_other_images(items, photo, tmp_
         assert torch.equal(plain["img_teacher"], gapped["img_teacher"])
         plain, gapped = (EvalDataset(found, pre, jpeg_gap=gap)[0]["img"] for gap in (0, 2))
         assert torch.equal(plain, gapped)
+
+
+@pytest.mark.parametrize("keep_mb", [0, 1])
+def test_a_batch_has_the_rows_of_its_images(items, keep_mb):
+    data = ViewDataset(items, STUDENT, TEACHER, views=VIEWS, keep_mb=keep_mb)
+    keys = [(4, 7), (1, 0), (4, 8)]
+    for _ in range(2):  # the second time with decoded images in memory
+        for key, row in zip(keys, data.__getitems__(keys), strict=True):
+            alone = ViewDataset(items, STUDENT, TEACHER, views=VIEWS)[key]
+            assert row.keys() == alone.keys()
+            for name, value in row.items():
+                assert torch.equal(value, alone[name]) if isinstance(value, torch.Tensor) else value == alone[name]
+
+
+def test_so_many_images_stay_decoded_as_there_is_room_for(items):
+    data = ViewDataset(items, STUDENT, views=VIEWS, keep_mb=1)
+    data.room = 2 * 3 * 30 * 40
+    rows = data.__getitems__([(position, 0) for position in range(3)])
+    for position in range(3):
+        truncate(items[position])
+    assert torch.equal(data[1, 0]["img"], rows[1]["img"])
+    with pytest.raises(DataError):  # it was not kept
+        data[2, 0]

@@ -1,0 +1,149 @@
+"""The paper's Tables 1, 4 and 12, and the mean of its Figure 5: distillation into compact students, in percent."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dho_plugin.paper import SETS, merged, paper_row
+from dho_plugin.results import DISTILLED
+from dho_plugin.rows import Row, Score, labeled_order, method_order, zero_shot_order
+
+SHOTS = (1, 2, 4, 8, 16)
+ZERO_SHOT = {"RN50": "RN50 (zero-shot)", "H": "ViT-H-14-378-quickgelu (zero-shot)", "L": "ViT-L/14@336px (zero-shot)"}
+FEW_SHOT = "RN50 (few-shot)"
+
+# Table 1: student -> method -> Val at 1, 2, 4, 8, 16 shots; one number stands for no labels at all.
+# SSKD and DHKD: section 4.2.
+TABLE_1 = {
+    "resnet18 from scratch": {
+        "KD (logit)": (51.0,),
+        "CE": (0.7, 1.1, 1.8, 3.4, 8.2),
+        "CE + KD (feature)": (17.1, 23.5, 28.0, 32.2, 33.8),
+        "CE + KD (logit)": (50.5, 50.6, 50.6, 51.0, 51.2),
+        "DHO": (51.8, 52.4, 52.6, 53.3, 54.5),
+        "DHO-F": (53.7, 54.2, 54.8, 56.2, 57.7),
+    },
+    "resnet50": {
+        "KD (logit)": (61.0,),
+        "CE": (11.4, 17.3, 26.4, 36.7, 47.0),
+        "CE + KD (feature)": (23.0, 32.3, 41.3, 48.2, 54.3),
+        "CE + KD (logit)": (60.4, 60.8, 61.2, 61.6, 62.3),
+        "SSKD": (55.2, 58.1, 60.0, 62.3, 64.0),
+        "DHKD": (25.6, 34.8, 42.7, 49.2, 55.2),
+        "DHO": (61.0, 62.1, 62.5, 63.7, 64.7),
+        "DHO-F": (62.3, 63.1, 63.9, 65.5, 66.8),
+    },
+}
+# Tables 4 and 12: (student, labeled percent, teacher, Val, V2, Sketch, R, A).
+# Table 4 has the rows of the teacher H, and Val alone.
+TABLE_12 = (
+    ("ViT-B/16", 1.0, "L", 78.7, 70.1, 48.0, 70.9, 41.1),
+    ("ViT-B/16", 10.0, "L", 80.8, 71.3, 47.4, 71.7, 41.4),
+    ("ViT-B/16", 1.0, "H", 81.6, 72.6, 50.6, 65.5, 35.6),
+    ("ViT-B/16", 10.0, "H", 82.8, 73.6, 50.7, 67.7, 37.8),
+    ("ViT-L/14@336px", 1.0, "H", 84.6, 77.0, 61.5, 79.9, 60.8),
+    ("ViT-L/14@336px", 10.0, "H", 85.9, 77.8, 61.7, 82.8, 64.4),
+)
+ZERO_SHOTS = {
+    "1": (("RN50", True, (60.3,)),),
+    "4": (("ViT-H-14-378-quickgelu", True, (84.4,)),),
+    "12": (
+        ("ViT-B/16", False, (66.7, 60.8, 46.2, 74.0, 47.0)),
+        ("ViT-L/14@336px", False, (75.3, 68.3, 59.2, 86.5, 74.6)),
+        ("ViT-H-14-378-quickgelu", True, (83.6, 77.2, 71.7, 92.3, 77.4)),
+    ),
+}
+# Table 14, first line: DHO into ResNet-18, mean accuracy over the ten sets of Figure 5 at 1, 2, 4, 8, 16 shots.
+FIGURE_5_MEAN = (58.9, 62.2, 68.4, 73.1, 76.5)
+FIGURE_5 = "resnet18.tv_in1k DHO"
+MEAN = "mean of {}"
+TABLES = ("1", "4", "12")
+
+
+def distilled_rows(table: str) -> list[Row]:
+    """Return the paper's rows of a table: "1", "4" or "12"; seeds are not known (no error bars there)."""
+    rows = []
+    for name, is_teacher, values in ZERO_SHOTS[table]:
+        order = (*zero_shot_order("imagenet", f"CLIP zero-shot {name}", is_teacher), 1, "", "")
+        rows.append(paper_row(f"CLIP zero-shot {name}", "-", "-", "-", _padded(values), order))
+    return rows + (_table_1() if table == "1" else _table_12(table == "4"))
+
+
+def figure_5_means() -> list[Row]:
+    """Return the paper's means of DHO over the ten sets, with ResNet-18, behind ours of the same student."""
+    found = []
+    for shots, value in zip(SHOTS, FIGURE_5_MEAN, strict=True):
+        labels = (FIGURE_5, f"{shots} shot{'s' * (shots != 1)}", ZERO_SHOT["RN50"], "yes")
+        order = (*method_order(MEAN.format(10), "Distill", FIGURE_5, labeled_order(shots), 2), 1, "", "")
+        row = paper_row(*labels, (None,) * len(SETS), order)
+        found.append(
+            replace(row, labels={**row.labels, "Dataset": MEAN.format(10)}, scores={"Test": Score(value, None)})
+        )
+    return found
+
+
+def with_means(rows: Sequence[Row]) -> list[Row]:
+    """Add to the rows of several data sets their means, where a method has a row on each of them, and the paper's."""
+    names, groups = {row.labels["Dataset"] for row in rows}, defaultdict(list)
+    for row in rows:
+        groups[tuple(v for k, v in row.labels.items() if k != "Dataset")].append(row)
+    found = []
+    for same in groups.values():
+        scores = [row.scores.get("Test") for row in same]
+        if len(same) == len(names) and None not in scores:
+            title = MEAN.format(len(names))
+            labels, order = {**same[0].labels, "Dataset": title}, (title, *same[0].order[1:])
+            mean = Score(statistics.fmean(score.mean for score in scores), None)
+            found.append(Row(labels, {"Test": mean}, min(row.seeds for row in same), order))
+    paper = figure_5_means() if any(row.labels["Method"] == FIGURE_5 and len(names) == 10 for row in found) else []
+    return [*rows, *sorted([*found, *paper], key=lambda row: row.order)]
+
+
+def beside_the_papers_table(rows: Sequence[Row], table: str) -> list[Row]:
+    """Put a table of the paper beside ours.
+
+    Args:
+        rows: rows of runs on ImageNet.
+        table: "1", "4" or "12".
+
+    Returns:
+        All rows in order, each of the paper's behind ours of the same method.
+
+    Raises:
+        DataError: a row is of another data set.
+    """
+    return merged(rows, distilled_rows(table))
+
+
+def _table_1() -> list[Row]:
+    found = []
+    for student, methods in TABLE_1.items():
+        for method in DISTILLED:
+            values = methods.get(method, ())
+            teacher = "-" if method == "CE" else FEW_SHOT if method == "DHO-F" else ZERO_SHOT["RN50"]
+            for shots, value in zip(SHOTS if len(values) > 1 else (None,), values, strict=bool(values)):
+                labeled = "-" if shots is None else f"{shots} shot{'s' * (shots != 1)}"
+                order = _order(f"{student} {method}", labeled_order(shots), method == "CE")
+                unlabeled = "-" if method == "CE" else "yes"
+                found.append(paper_row(f"{student} {method}", labeled, teacher, unlabeled, _padded((value,)), order))
+    return found
+
+
+def _table_12(table_4: bool) -> list[Row]:
+    found = []
+    for student, percent, teacher, *values in TABLE_12:
+        if not table_4 or teacher == "H":
+            order = _order(f"{student} DHO", labeled_order(None, percent), False)
+            values = values[:1] if table_4 else values
+            labels = (f"{student} DHO", f"{percent:g}%", ZERO_SHOT[teacher], "yes")
+            found.append(paper_row(*labels, _padded(values), order))
+    return found
+
+
+def _order(method: str, labeled: tuple[float, int], base: bool) -> tuple:
+    return (*method_order("imagenet", "Distill", method, labeled, 0 if base else 2), 1, "", "")
+
+
+def _padded(values: Sequence[float]) -> tuple[float | None, ...]:
+    return (*values, *[None] * (len(SETS) - len(values)))

@@ -1,0 +1,149 @@
+# Shared by the scripts that distil into compact students (sourced).
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+BASELINES="KD KDFeature CE CEKDFeature CEKD SSKD DHKD" # and DHO; in the order of the paper's Table 1
+
+# set_student STUDENT: the config of a student on the data set. Sets SETTING (the file's name), TEACHER (its teacher's zero-shot
+# config), VARIANT (what the run folders add) and STUDENT_PAIRS.
+set_student() {
+  local name=$1
+  VARIANT='' STUDENT_PAIRS=() TEACHER=rn50
+  case $DATASET:$name in
+    mini:mini-resnet | mini:mini-resnet-pretrained | mini:mini-student) SETTING=${name//-/_} TEACHER=mini ;;
+    mini:*) die "'$name' is no student of mini; there are: mini-resnet mini-resnet-pretrained mini-student. $USAGE" ;;
+    *:vit_b16) SETTING=vit_b16_ep32 TEACHER=vit_h14_378 ;;
+    *:vit_b16_from_l14) SETTING=vit_b16_from_l14_ep32 TEACHER=vit_l14_336 ;;
+    *:vit_l14_336) SETTING=vit_l14_336_ep32 TEACHER=vit_h14_378 ;;
+    imagenet:resnet18) SETTING=resnet18_scratch_ep20 ;;
+    imagenet:resnet50) SETTING=dino_resnet50_ep20 ;;
+    *:resnet18) SETTING=resnet18_ep200 ;;
+    *:mobilenetv2) SETTING=mobilenetv2_ep200 ;;
+    *:-* | *:[A-Z]*) die "STUDENT is '$name'; it is one of $(students), or timm's name of a model. $USAGE" ;;
+    *) # of timm, by name; on ImageNet from scratch, as its weights have seen the labels
+      SETTING=$([ "$DATASET" = imagenet ] && echo resnet18_scratch_ep20 || echo resnet18_ep200)
+      VARIANT=_${name//[^[:alnum:]._-]/_} STUDENT_PAIRS=(MODEL.BACKBONE.NAME "$name")
+      ;;
+  esac
+  # The paper warms up on ImageNet only; 5000 steps are more than the whole training of a small set.
+  [[ $SETTING != vit_* || $DATASET = imagenet ]] || STUDENT_PAIRS+=(OPTIM.WARMUP_STEPS 0)
+}
+
+# The names that STUDENT may have beside timm's.
+students() {
+  echo "resnet18 resnet50 mobilenetv2 vit_b16 vit_b16_from_l14 vit_l14_336; on mini: mini-resnet mini-resnet-pretrained mini-student"
+}
+
+# distill_methods "METHOD ..." [KEY VALUE ...]: the runs of some methods on the student, of as many labeled images as set_labeled says.
+# KD and KDFeature look at no label: one run a seed does for all numbers of them.
+distill_methods() {
+  local methods=$1 method STUDENT_CKPT=${STUDENT_CKPT:-}
+  shift
+  [[ $SETTING != *scratch* ]] || STUDENT_CKPT=''
+  for method in $methods; do
+    case $method in
+      KD | KDFeature) without_labels "$method" "$@" ;;
+      DHO-F) # lib.sh trains the few-shot teachers
+        CONFIG=$TEACHER few_shot_teachers
+        train_seeds Distill_DHO "$SETTING" "${VARIANT}_few_shot" "${STUDENT_PAIRS[@]}" "${TEACHER_PAIRS[@]}" "$@"
+        ;;
+      *) train_seeds "Distill_$method" "$SETTING" "$VARIANT" "${STUDENT_PAIRS[@]}" "$@" ;;
+    esac
+  done
+}
+
+# without_labels METHOD [KEY VALUE ...]: the runs of a method that looks at no label; a shot is drawn all the same.
+without_labels() {
+  local method=$1 LABELED=unlabeled LABELED_PAIRS=(DATASET.NUM_SHOTS 1)
+  shift
+  train_seeds "Distill_$method" "$SETTING" "$VARIANT" "${STUDENT_PAIRS[@]}" "$@"
+}
+
+# check_methods METHOD...: whether there are such methods.
+check_methods() {
+  local method
+  for method; do
+    [[ " $BASELINES DHO DHO-F " = *" $method "* ]] || die "unknown method '$method'; there are: $BASELINES DHO DHO-F"
+  done
+}
+
+# count_distilled RUNS ZERO_SHOT_ROWS: how many runs the script has; RUNS are those of one seed.
+count_distilled() {
+  TOTAL=$((STARTED + $1 * $(wc -w <<<"$SEEDS") + $2))
+}
+
+# distill_grid "STUDENT ..." "LABELED ..." "METHOD ..." [KEY VALUE ...]: all runs of a table, the reference rows first. Sets SHOWN, the
+# folders that the table is made of.
+distill_grid() {
+  local students=$1 amounts=$2 methods=$3 student amount zero=() once="" each="" method weights=0 teachers=0 each_amount
+  shift 3
+  check_methods $methods
+  for method in $methods; do
+    if [[ $method = KD* ]]; then once+=" $method"; else each+=" $method"; fi
+    [ "$method" != DHO-F ] || teachers=1
+  done
+  for student in $students; do
+    set_student "$student"
+    [[ " ${zero[*]} " = *" $TEACHER "* ]] || zero+=("$TEACHER")
+    [[ $SETTING = *scratch* ]] || weights=$((weights + 1))
+  done
+  [ -z "${STUDENT_CKPT:-}" ] || [ $weights -le 1 ] ||
+    die "STUDENT_CKPT is one student's file, and $students are asked for: name one of them in STUDENTS"
+  [ -z "${TEACHER_CKPT:-}" ] || [ ${#zero[@]} -eq 1 ] ||
+    die "TEACHER_CKPT is one teacher's file, and $students have several (${zero[*]}): name one of them in STUDENTS"
+  for amount in $amounts; do set_labeled "$amount"; done # a slip is one message before anything is trained
+  set_up
+  each_amount=$(($(wc -w <<<"$each") + teachers))
+  count_distilled $(($(wc -w <<<"$students") * ($(wc -w <<<"$once") + $(wc -w <<<"$amounts") * each_amount))) ${#zero[@]}
+  SHOWN=()
+  for TEACHER in "${zero[@]}"; do
+    zero_shot ZeroshotCLIP2 "$TEACHER" "${TEACHER_CKPT:-}"
+    SHOWN+=("$OUTPUT/$DATASET/ZeroshotCLIP2/$TEACHER")
+  done
+  for student in $students; do
+    set_student "$student"
+    distill_methods "$once" "$@"
+    for amount in $amounts; do
+      set_labeled "$amount"
+      distill_methods "$each" "$@"
+    done
+  done
+  finish_jobs
+  shown_folders "$students" "$amounts" "$methods"
+}
+
+# shown_folders "STUDENT ..." "LABELED ..." "METHOD ...": add to SHOWN where the runs lie.
+shown_folders() {
+  local student amount method folder
+  for student in $1; do
+    set_student "$student"
+    for method in $3; do
+      for amount in $2; do
+        set_labeled "$amount"
+        [[ $method != KD* ]] || LABELED=unlabeled
+        folder=$OUTPUT/$DATASET/Distill_${method%-F}/${SETTING}_$LABELED$VARIANT
+        [ "$method" != DHO-F ] || folder+=_few_shot
+        [[ " ${SHOWN[*]} " = *" $folder "* ]] || SHOWN+=("$folder")
+      done
+    done
+  done
+}
+
+# table_words WORD...: the data set and the KEY VALUE words of a table's script. Sets DATASET and PAIRS; COMPARE and others as in lib.sh.
+table_words() {
+  local data=imagenet
+  if [[ $# -gt 0 && ! $1 =~ ^(-|[A-Z]) ]]; then
+    data=$1
+    shift
+  fi
+  set_data "$data"
+  read_options "" "$@"
+}
+
+# low_shot_table NUMBER "STUDENT ...": Table 4 or 12; on mini its own student.
+low_shot_table() {
+  local students=$2 paper=(--paper-table "$1")
+  [ "$DATASET" != mini ] || students=mini-student
+  [ "$DATASET" = imagenet ] || paper=()
+  distill_grid "${STUDENTS:-$students}" "${PERCENTS:-1% 10%}" "${METHODS:-DHO}" "${PAIRS[@]}"
+  show_table "${SHOWN[@]}" "${paper[@]}"
+}

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The paper's Table 12, the students of Table 4 (and ViT-B/16 taught by ViT-L/14) on the shifted sets:
+#   bash scripts/table12.sh [imagenet|mini] [KEY VALUE ...]
+# The runs are those of table4.sh: nothing is trained twice. STUDENTS and PERCENTS as there.
+source "$(dirname "${BASH_SOURCE[0]}")/distill_lib.sh"
+
+USAGE="usage: bash scripts/table12.sh [imagenet|mini] [KEY VALUE ...]"
+table_words "$@"
+low_shot_table 12 "vit_b16_from_l14 vit_b16 vit_l14_336"

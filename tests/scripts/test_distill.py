@@ -1,0 +1,165 @@
+"""Which runs the scripts of compact students make, and which tables they show."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+BASELINES = ["KD", "KDFeature", "CE", "CEKDFeature", "CEKD", "SSKD", "DHKD"]
+
+
+def runs(calls: list[list[str]]) -> list[str]:
+    """Return the trainer's folder and what lies below it, of each run."""
+    return ["/".join(Path(call[4]).parts[-3:]) for call in calls if call[0] == "start" and "Distill" in call[2]]
+
+
+def zero_shots(calls: list[list[str]]) -> list[str]:
+    return ["/".join(Path(call[4]).parts[-2:]) for call in calls if call[0] == "start" and "Zero" in call[2]]
+
+
+def table(done) -> list[str]:
+    return shlex.split(next(line for line in done.stdout.splitlines() if line.startswith("tables ")))[1:]
+
+
+def config(call: list[str]) -> str:
+    return call[call.index("--config-file") + 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "folder", "teacher"),
+    [
+        ("mini 16 mini-resnet", "mini_resnet_16shots", "mini"),
+        ("mini 16 mini-student", "mini_student_16shots", "mini"),
+        ("imagenet 4 resnet18", "resnet18_scratch_ep20_4shots", "rn50"),
+        ("imagenet 4 resnet50", "dino_resnet50_ep20_4shots", "rn50"),
+        ("imagenet 1% vit_b16", "vit_b16_ep32_1percent", "vit_h14_378"),
+        ("imagenet 10% vit_l14_336", "vit_l14_336_ep32_10percent", "vit_h14_378"),
+        ("imagenet 1% vit_b16_from_l14", "vit_b16_from_l14_ep32_1percent", "vit_l14_336"),
+        ("imagenet 4 regnety_002", "resnet18_scratch_ep20_4shots_regnety_002", "rn50"),
+        ("dtd 4 resnet18", "resnet18_ep200_4shots", "rn50"),
+        ("dtd 4 mobilenetv2", "mobilenetv2_ep200_4shots", "rn50"),
+        ("dtd 4 regnety_002", "resnet18_ep200_4shots_regnety_002", "rn50"),
+    ],
+)
+def test_a_students_setting(words, folder, teacher, pretend):
+    done, calls = pretend("scripts/distill.sh", *words.split(), "A.B", "-1", SEEDS="1")
+    assert done.returncode == 0, done.stderr
+    assert runs(calls) == [f"Distill_DHO/{folder}/seed1"]
+    assert zero_shots(calls) == [f"ZeroshotCLIP2/{teacher}"]
+    call = next(call for call in calls if call[0] == "start" and "Distill" in call[2])
+    assert (ROOT / config(call)).is_file()
+    assert call[-2:] == ["A.B", "-1"]
+    assert ("MODEL.BACKBONE.NAME regnety_002" in " ".join(call)) == ("regnety" in words)
+    shown = [Path(word).name for word in table(done)[:-1]]
+    assert shown == [teacher, folder]
+    assert table(done)[-1] == "--paired"
+
+
+def test_compare_runs_every_baseline_those_without_labels_in_a_folder_of_their_own(pretend):
+    done, calls = pretend("scripts/distill.sh", "mini", "4", "mini-resnet", "--compare", SEEDS="1 2")
+    assert done.returncode == 0, done.stderr
+    labeled = [*(f"Distill_{name}" for name in BASELINES[2:]), "Distill_DHO"]
+    assert runs(calls) == [
+        *(f"Distill_{name}/mini_resnet_unlabeled/seed{seed}" for name in ("KD", "KDFeature") for seed in (1, 2)),
+        *(f"{name}/mini_resnet_4shots/seed{seed}" for name in labeled for seed in (1, 2)),
+    ]
+    _, again = pretend("scripts/distill.sh", "mini", "16", "mini-resnet", "--compare", SEEDS="1 2")
+    assert not [run for run in runs(again) if "unlabeled" in run]  # they are there
+
+
+def test_table_1(pretend):
+    done, calls = pretend("scripts/table1.sh", SEEDS="1", METHODS="KD CE DHO", SHOTS="1 16", STUDENT_CKPT="dino.pth")
+    assert done.returncode == 0, done.stderr
+    expected = []
+    for setting in ("resnet18_scratch_ep20", "dino_resnet50_ep20"):
+        expected.append(f"Distill_KD/{setting}_unlabeled/seed1")
+        expected += [f"Distill_{name}/{setting}_{n}shots/seed1" for n in (1, 16) for name in ("CE", "DHO")]
+    assert runs(calls) == expected
+    lines = [" ".join(call) for call in calls if call[0] == "start" and "Distill" in call[2]]
+    assert ["CKPT dino.pth" in line for line in lines] == [False] * 5 + [True] * 5
+    assert table(done)[-3:] == ["--paired", "--paper-table", "1"]
+    assert len(table(done)) == 1 + len(expected) + 3
+
+
+def test_table_1_on_mini(pretend):
+    done, calls = pretend("scripts/table1.sh", "mini", "A.B", "c", SEEDS="1")
+    assert done.returncode == 0, done.stderr
+    assert len(runs(calls)) == 2 * (2 + 3 * 6)
+    assert all(call[-2:] == ["A.B", "c"] for call in calls if call[0] == "start" and "Distill" in call[2])
+    assert "--paper-table" not in table(done)
+
+
+def test_tables_4_and_12_share_their_runs(pretend):
+    done, calls = pretend("scripts/table4.sh", SEEDS="1")
+    assert done.returncode == 0, done.stderr
+    settings = ("vit_b16_ep32", "vit_l14_336_ep32")
+    assert runs(calls) == [f"Distill_DHO/{name}_{p}percent/seed1" for name in settings for p in (1, 10)]
+    assert table(done)[-2:] == ["--paper-table", "4"]
+    done, calls = pretend("scripts/table12.sh", SEEDS="1")
+    assert runs(calls) == [f"Distill_DHO/vit_b16_from_l14_ep32_{p}percent/seed1" for p in (1, 10)]
+    assert zero_shots(calls) == ["ZeroshotCLIP2/vit_l14_336"]
+    assert table(done)[-2:] == ["--paper-table", "12"]
+    done, calls = pretend("scripts/table12.sh", "mini", SEEDS="1")
+    assert runs(calls) == [f"Distill_DHO/mini_student_{p}percent/seed1" for p in (1, 10)]
+    assert "--paper-table" not in table(done)
+
+
+def test_figure_5(pretend):
+    settings = {"SEEDS": "1", "SHOTS": "1", "METHODS": "CE DHO"}
+    done, calls = pretend("scripts/fig5.sh", "A.B", "c", **settings)
+    assert done.returncode == 0, done.stderr
+    assert len(runs(calls)) == 10 * 2
+    sets = {Path(call[4]).parts[-4] for call in calls if call[0] == "start" and "Distill" in call[2]}
+    assert len(sets) == 10
+    assert all((ROOT / f"configs/datasets/{name}.yaml").is_file() for name in sets)
+    assert table(done)[-1] == "--mean"
+    assert len(table(done)) == 10 * 3 + 1
+    done, calls = pretend("scripts/fig5.sh", DATASETS="dtd eurosat", STUDENT="mobilenetv2", **settings)
+    assert {Path(run).parts[1] for run in runs(calls)} == {"mobilenetv2_ep200_1shots"}
+    done, calls = pretend("scripts/fig5.sh", "mini", **settings)
+    assert {Path(run).parts[1] for run in runs(calls)} == {"mini_resnet_pretrained_1shots"}
+    assert "--mean" not in table(done)
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "message"),
+    [
+        ("distill.sh mini 4", {}, "usage: bash scripts/distill.sh"),
+        ("distill.sh mini 4 resnet18", {}, "'resnet18' is no student of mini; there are: mini-resnet"),
+        ("distill.sh dtd 4 RN50", {}, "STUDENT is 'RN50'"),
+        ("distill.sh dtd 0 resnet18", {}, "SHOTS is '0'"),
+        ("distill.sh dtd 4 resnet18 --depth", {}, "unknown option '--depth'"),
+        ("table1.sh mini", {"METHODS": "CE SHO"}, "unknown method 'SHO'"),
+        ("table4.sh", {"STUDENT_CKPT": "x.pt"}, "STUDENT_CKPT is one student's file"),
+        ("table12.sh", {"TEACHER_CKPT": "x.pt"}, "TEACHER_CKPT is one teacher's file"),
+        ("table1.sh nowhere", {}, "unknown data set 'nowhere'"),
+    ],
+)
+def test_a_slip_is_one_message_before_anything_is_trained(words, settings, message, pretend):
+    script, *words = words.split()
+    done, calls = pretend(f"scripts/{script}", *words, **settings)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not calls
+
+
+FEW_SHOT = "few_shot_teachers()" in (ROOT / "scripts/lib.sh").read_text()
+
+
+@pytest.mark.skipif(not FEW_SHOT, reason="needs Tip-Adapter's part of lib.sh")
+def test_the_teacher_of_dho_f_is_trained_before_its_students(pretend):
+    done, calls = pretend(
+        "scripts/table1.sh", "mini", METHODS="DHO DHO-F", SHOTS="4", STUDENTS="mini-resnet", SEEDS="1 2"
+    )
+    assert done.returncode == 0, done.stderr
+    started = ["/".join(Path(call[4]).parts[-3:]) for call in calls if call[0] == "start"]
+    assert started == [
+        "mini/ZeroshotCLIP2/mini",
+        *(f"Distill_DHO/mini_resnet_4shots/seed{seed}" for seed in (1, 2)),
+        *(f"TipAdapterF/mini_4shots/seed{seed}" for seed in (1, 2)),
+        *(f"Distill_DHO/mini_resnet_4shots_few_shot/seed{seed}" for seed in (1, 2)),
+    ]
+    students = [" ".join(call) for call in calls if call[0] == "start" and "shots_few_shot" in call[4]]
+    assert all("TRAINER.DHO.TEACHER.TYPE few_shot" in line and "mini_4shots/seed{seed}" in line for line in students)
+    assert table(done)[-2].endswith("mini_resnet_4shots_few_shot")

@@ -1,0 +1,146 @@
+"""The paper's Tables 1, 4, 12 and 14: their numbers, their place beside ours, and what is compared with what."""
+
+import csv
+import json
+import re
+
+import pytest
+
+from dho_plugin.paired import compare
+from dho_plugin.paper_distill import distilled_rows
+from dho_plugin.results import DISTILLED, find_results, split_distilled
+from dho_plugin.tables import main
+
+# The lines of the paper's Table 1 as its text gives them (ResNet-18, then ResNet-50); SSKD and DHKD: section 4.2.
+TABLE_1 = """
+KD 51.0 - - - - - 61.0 - - - - -
+CE - 0.7 1.1 1.8 3.4 8.2 - 11.4 17.3 26.4 36.7 47.0
+CE+KD (feature) - 17.1 23.5 28.0 32.2 33.8 - 23.0 32.3 41.3 48.2 54.3
+CE+KD (logit) - 50.5 50.6 50.6 51.0 51.2 - 60.4 60.8 61.2 61.6 62.3
+SSKD - - - - - - - 55.2 58.1 60.0 62.3 64.0
+DHKD - - - - - - - 25.6 34.8 42.7 49.2 55.2
+DHO - 51.8 52.4 52.6 53.3 54.5 - 61.0 62.1 62.5 63.7 64.7
+DHO-F - 53.7 54.2 54.8 56.2 57.7 - 62.3 63.1 63.9 65.5 66.8
+"""
+TABLE_12 = """
+ViT-B/16 zero-shot 66.7 60.8 46.2 74.0 47.0
+ViT-L/14 zero-shot 75.3 68.3 59.2 86.5 74.6
+ViT-H zero-shot 83.6 77.2 71.7 92.3 77.4
+ViT-B/16 1% ViT-L/14 78.7 70.1 48.0 70.9 41.1
+ViT-B/16 10% ViT-L/14 80.8 71.3 47.4 71.7 41.4
+ViT-B/16 1% ViT-H/14 81.6 72.6 50.6 65.5 35.6
+ViT-B/16 10% ViT-H/14 82.8 73.6 50.7 67.7 37.8
+ViT-L/14 1% ViT-H/14 84.6 77.0 61.5 79.9 60.8
+ViT-L/14 10% ViT-H/14 85.9 77.8 61.7 82.8 64.4
+"""
+AMOUNTS = ("-", "1 shot", "2 shots", "4 shots", "8 shots", "16 shots")
+NAMES = {"KD": "KD (logit)", "CE+KD (feature)": "CE + KD (feature)", "CE+KD (logit)": "CE + KD (logit)"}
+
+
+def numbers(row) -> list[float]:
+    return [row.scores[name].mean for name in ("Val", "V2", "Sketch", "R", "A") if row.scores[name]]
+
+
+def test_every_number_of_table_1_is_the_printed_one():
+    printed = {}
+    for line in TABLE_1.strip().splitlines():
+        name, *values = re.split(r" (?=[-\d])", line)
+        for student, six in (("resnet18 from scratch", values[:6]), ("resnet50", values[6:])):
+            for labeled, value in zip(AMOUNTS, six, strict=True):
+                if value != "-":
+                    printed[f"{student} {NAMES.get(name, name)}", labeled] = [float(value)]
+    rows = distilled_rows("1")
+    assert numbers(rows[0]) == [60.3]  # the teacher: CLIP, ResNet-50
+    assert {(row.labels["Method"], row.labels["Labeled"]): numbers(row) for row in rows[1:]} == printed
+
+
+def test_every_number_of_tables_4_and_12_is_the_printed_one():
+    printed = [[float(v) for v in re.findall(r"\d+\.\d", line)] for line in TABLE_12.strip().splitlines()]
+    assert [numbers(row) for row in distilled_rows("12")] == printed
+    low_shot = {tuple(row.labels[k] for k in ("Method", "Labeled")): numbers(row) for row in distilled_rows("4")}
+    assert low_shot == {
+        ("CLIP zero-shot ViT-H-14-378-quickgelu", "-"): [84.4],
+        ("ViT-B/16 DHO", "1%"): [81.6],
+        ("ViT-B/16 DHO", "10%"): [82.8],
+        ("ViT-L/14@336px DHO", "1%"): [84.6],
+        ("ViT-L/14@336px DHO", "10%"): [85.9],
+    }
+
+
+def test_a_name_is_taken_apart():
+    for method in DISTILLED:
+        assert split_distilled(f"resnet18 from scratch {method}") == ("resnet18 from scratch", method)
+
+
+def write(folder, trainer, method, accuracy=50.0, seed=1, shots=16, dataset="imagenet", **changes):
+    labels = trainer not in ("Distill_KD", "Distill_KDFeature")
+    content = {
+        "trainer": trainer, "method": method, "dataset": dataset, "shots": shots if labels else None, "seed": seed,
+        "labeled_percent": None, "unlabeled": trainer != "Distill_CE", "config_name": "some",
+        "teacher": None if trainer == "Distill_CE" else "RN50 (zero-shot)",
+        "metrics": {"val" if dataset == "imagenet" else "test": {"accuracy": accuracy}}, **changes,
+    }  # fmt: skip
+    run = folder / f"{dataset}{trainer}{seed}{shots}{method}".replace("/", "-")
+    run.mkdir(parents=True)
+    (run / "results.json").write_text(json.dumps(content))
+
+
+def shown(capsys, *words) -> list[dict]:
+    assert main([*map(str, words), "--format", "csv"]) == 0
+    return list(csv.DictReader(capsys.readouterr().out.splitlines()))
+
+
+def test_the_papers_rows_stand_behind_ours_of_the_same_student_method_and_shots(tmp_path, capsys):
+    student = "resnet18 from scratch"
+    for trainer, method in (("CE", "CE"), ("DHO", "DHO"), ("CEKD", "CE + KD (logit)"), ("KD", "KD (logit)")):
+        write(tmp_path, f"Distill_{trainer}", f"{student} {method}")
+    rows = shown(capsys, tmp_path, "--paper-table", "1")
+    for k, row in enumerate(rows):
+        if row["Source"] == "ours":
+            same = [row[key] == rows[k + 1][key] for key in ("Method", "Labeled", "Teacher", "Unlabeled")]
+            assert all(same), rows[k : k + 2]
+            assert rows[k + 1]["Source"] == "paper"
+    order = [row["Method"].removeprefix(f"{student} ") for row in rows if row["Method"].startswith(student)]
+    assert list(dict.fromkeys(order)) == [name for name in DISTILLED if name in order]
+    first = order.index("CE + KD (logit)")
+    assert [row["Labeled"] for row in rows if row["Method"] == f"{student} CE + KD (logit)"] == [
+        *AMOUNTS[1:5], "16 shots", "16 shots",
+    ]  # fmt: skip
+    assert first
+
+
+def test_dho_is_compared_with_every_other_method_seed_by_seed(tmp_path):
+    for seed, (dho, ce, kd) in enumerate([(50.0, 40.0, 49.0), (52.0, 41.0, 51.5)]):
+        write(tmp_path, "Distill_DHO", "mini-resnet DHO", dho, seed)
+        write(tmp_path, "Distill_CE", "mini-resnet CE", ce, seed)
+        write(tmp_path, "Distill_KD", "mini-resnet KD (logit)", kd, seed)
+        write(tmp_path, "Distill_CE", "mini-resnet CE", 10.0, seed, shots=1)
+        write(tmp_path, "Distill_CE", "mini-student CE", 90.0, seed)
+    found = compare(find_results([tmp_path]))
+    assert [(row.labels["Method"], row.labels["Labeled"], row.labels["Difference"]) for row in found] == [
+        ("mini-resnet", "16 shots", "DHO - KD (logit)"),
+        ("mini-resnet", "16 shots", "DHO - CE"),
+    ]
+    assert [row.measures["Val"].mean for row in found] == pytest.approx([0.75, 10.5])
+    assert [row.measures["Val"].n for row in found] == [2, 2]
+
+
+def test_means_over_data_sets_stand_below_and_the_papers_beside_them(tmp_path, capsys):
+    sets = [f"set{number}" for number in range(10)]
+    for number, dataset in enumerate(sets):
+        for seed in (1, 2):
+            write(tmp_path, "Distill_DHO", "resnet18.tv_in1k DHO", 50.0 + number, seed, dataset=dataset)
+    write(tmp_path, "Distill_CE", "resnet18.tv_in1k CE", 30.0, dataset="set3")  # not on all sets: no mean
+    rows = shown(capsys, tmp_path, "--mean")
+    means = [(row["Labeled"], row["Test"], row["Source"]) for row in rows if row["Dataset"] == "mean of 10"]
+    printed = zip(AMOUNTS[1:], ("58.9", "62.2", "68.4", "73.1", "76.5"), strict=True)
+    paper = [(labeled, value, "paper") for labeled, value in printed]
+    assert means == [*paper[:4], ("16 shots", "54.5", "ours"), paper[4]]
+    assert len(rows) == 10 + 1 + 6
+
+
+def test_an_average_of_other_sets_than_the_papers_ten_stands_alone(tmp_path, capsys):
+    for dataset in ("dtd", "eurosat"):
+        write(tmp_path, "Distill_DHO", "resnet18.tv_in1k DHO", dataset=dataset)
+    rows = shown(capsys, tmp_path, "--mean")
+    assert [row["Dataset"] for row in rows] == ["dtd", "eurosat", "mean of 2"]
