@@ -35,6 +35,16 @@ def test_a_combination_trains_and_is_saved(shared_command, started, tmp_path, op
         assert saved["0.weight"].shape == (20, 32)
 
 
+def test_a_distilled_student_has_them_too(shared_command, started, tmp_path):
+    sizes = ("TRAINER.DHO.MLP.HIDDEN", "24", "TRAINER.DHO.MLP.DROPOUT", "0.3")
+    options = ("TRAINER.DISTILL.CE_HEAD", "mlp", "TRAINER.DHO.KD_HEAD", "mlp", *sizes)
+    built = started(shared_command("Distill_DHO", tmp_path / "run", *options))
+    for head in (built.student.ce_head, built.kd_head):
+        assert set(head.state_dict()) == MLP_KEYS
+        assert (head[0].out_features, head[3].p, head[4].out_features) == (24, 0.3, 4)
+    built.forward_backward(*[next(stream) for stream in built.streams])
+
+
 @pytest.mark.parametrize(
     ("options", "key"),
     [(KD_MLP[:2], "TRAINER.DHO.INIT"), (CE_MLP[:2], "TRAINER.LINEARPROBE.INIT")],
