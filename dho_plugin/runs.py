@@ -12,7 +12,7 @@ from typing import Any
 
 from dho_plugin.dho_trainer import DHOTrainer
 from dho_plugin.engine.checkpoint import load_checkpoint
-from dho_plugin.engine.config import get_cfg_default, merge_pairs, merge_stored
+from dho_plugin.engine.config import get_cfg_default, merge_file, merge_pairs
 from dho_plugin.engine.data import ClassInfo, DatasetBase
 from dho_plugin.engine.evaluator import TestLogits
 from dho_plugin.engine.files import read_json
@@ -28,13 +28,11 @@ class Run:
     Attributes:
         folder: the run's folder.
         weights: the folder with its weights: another one where the run evaluated a model that was trained before.
-        config: its plain config.
         results: its results.json, {} where it has not come to its end.
     """
 
     folder: Path
     weights: Path
-    config: dict[str, Any]
     results: dict[str, Any]
 
     @classmethod
@@ -52,7 +50,7 @@ class Run:
             )
         results = read_json(folder / "results.json") if (folder / "results.json").is_file() else {}
         weights = Path(results.get("model_dir") or folder).expanduser()
-        return cls(folder, weights, read_json(folder / "config.json"), results)
+        return cls(folder, weights, results)
 
     def cfg(self, pairs: Sequence[str] = ()):
         """Return the run's frozen config, with some options in the place of its own.
@@ -61,7 +59,7 @@ class Run:
             ConfigError: a key that this version does not know, or a value of another type.
         """
         cfg = get_cfg_default()
-        merge_stored(cfg, self.config, str(self.folder / "config.json"))
+        merge_file(cfg, self.folder / "config.json")
         merge_pairs(cfg, pairs)
         cfg.freeze()
         return cfg

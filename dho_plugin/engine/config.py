@@ -104,25 +104,12 @@ def merge_file(cfg: CfgNode, path: str | Path) -> None:
         raise ConfigError(f"config file {str(path)!r} does not exist; its folder holds: {found}") from error
     except (yaml.YAMLError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {str(path)!r} is not readable as YAML: {error}") from error
-    _merge(cfg, loaded, f"config file {str(path)!r}")
-
-
-def merge_stored(cfg: CfgNode, plain: dict[str, Any], source: str) -> None:
-    """Merge a plain config that a run stored into `cfg`.
-
-    Raises:
-        ConfigError: an unknown key, as another version may have stored it, or a value of another type.
-    """
-    _merge(cfg, CfgNode(plain), source)
-
-
-def _merge(cfg: CfgNode, loaded: CfgNode, source: str) -> None:
-    _check_known(cfg, flatten(loaded), source)
+    _check_known(cfg, flatten(loaded), str(path))
     _whole_numbers_to_floats(loaded, cfg)
     try:
         cfg.merge_from_other_cfg(loaded)
     except (ValueError, AssertionError) as error:
-        raise ConfigError(f"{source}: {error}") from error
+        raise ConfigError(f"config file {str(path)!r}: {error}") from error
 
 
 def _whole_numbers_to_floats(loaded: CfgNode, cfg: CfgNode) -> None:

@@ -38,6 +38,7 @@ class TrainerX(ModelStore, TrainingStreams, Stepping):
     """
 
     elapsed_before = 0.0  # seconds that an interrupted run had spent
+    initial_weights = True  # False: all that learns is loaded next, so what it starts from need not be there
 
     def __init__(self, cfg, dataset: DatasetBase | None = None, *, initial_weights: bool = True):
         super().__init__()
