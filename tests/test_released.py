@@ -84,7 +84,8 @@ def test_a_released_file_is_evaluated_predicted_with_and_exported(evaluate, rele
     found = list(predict(trainer, trainer_images(results)))
     assert [one.best[0].probability for one in found] == pytest.approx(mixed.max(1).tolist(), abs=1e-4)
     assert ood.rescore(out)["val"]["accuracy"] == results["metrics"]["val"]["accuracy"]
-    assert export(trainer, torch_export=str(tmp_path / "m.pt2"))[str(tmp_path / "m.pt2")] <= 1e-5
+    if not prefix:
+        assert max(export(trainer, torch_export=str(tmp_path / "m.pt2")).values()) <= 1e-5
 
 
 def trainer_images(results):
