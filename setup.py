@@ -39,7 +39,10 @@ setup(
         "tensorboard",
         "tqdm",
     ],
-    extras_require={"test": ["pytest", "hypothesis", "ruff==0.17.*"]},
+    extras_require={
+        "export": ["onnx", "onnxscript", "onnxruntime"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff==0.17.*"],
+    },
     entry_points={
         "console_scripts": ["dho-train=dho_plugin.train:main", "dho-host=dho_plugin.hosts.launch:main"],
     },

@@ -114,7 +114,7 @@ def without_weights(student: Encoder, teacher: Encoder) -> Iterator[None]:
     import dho_plugin.trainers  # noqa: F401 (what is replaced must have been imported)
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(torch, "autocast", _autocast))
+        stack.enter_context(patch.object(torch, "autocast", autocast))
         for replacement in (load_clip, class_features):
             stack.enter_context(replaced(replacement))
         yield
@@ -133,7 +133,7 @@ def replaced(replacement: Callable) -> Iterator[None]:
 _torch_autocast = torch.autocast
 
 
-def _autocast(device_type: str, *args, **kwargs) -> AbstractContextManager:
+def autocast(device_type: str, *args, **kwargs) -> AbstractContextManager:
     """Do as torch's own, which does not know the meta device."""
     return nullcontext() if device_type == "meta" else _torch_autocast(device_type, *args, **kwargs)
 

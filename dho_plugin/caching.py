@@ -34,10 +34,10 @@ class FeatureCaching:
         stored: what the training reads, by "teacher" and "student", then by stream.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, *args, **kwargs):
         self.stored: dict[str, dict[str, StoredFeatures]] = {}
         self._fingerprints: dict[str, str] = {}
-        super().__init__(cfg)
+        super().__init__(*args, **kwargs)
 
     # What is wanted ---------------------------------------------------------------------------------------------
 

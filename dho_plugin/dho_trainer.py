@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dho_plugin.caching import FeatureCaching
-from dho_plugin.core.heads import LinearHead, build_head
+from dho_plugin.core.heads import build_head
 from dho_plugin.core.losses import DHOLoss, dho_loss
 from dho_plugin.engine.checkpoint import load_checkpoint, model_path
 from dho_plugin.engine.data import ClassInfo
@@ -94,6 +94,7 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
         """Load the CLIP that MODEL.BACKBONE names."""
         cfg, node = self.cfg.MODEL, self.cfg.MODEL.BACKBONE
         ways = {"text_tower": cfg.TEXT_TOWER, "image_tower": cfg.IMAGE_TOWER, "compile": cfg.COMPILE}
+        ways["tome_r"] = cfg.TOME_R
         clip = load_clip(node.NAME, tag=node.TAG, ckpt=node.CKPT, **ways)
         if cfg.TEXT_CHECKPOINTING:
             checkpoint_text(clip)
@@ -119,18 +120,23 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
         self.teacher_label = teacher_label(self.cfg) if self.dho else None
 
     def build_kd_head(self, clip: LoadedCLIP) -> nn.Module:
-        """Return h_KD: cosine-aligned (Eq. 10) or linear, from the class prompts' features or Kaiming's draw."""
-        dho, width = self.cfg.TRAINER.DHO, self.student.feature_dim
-        init = self.head_init(clip, dho.INIT)
-        return build_head(dho.KD_HEAD, width, len(self.classes), zeta=clip.zeta, init=init, init_scale=clip.scale)
+        """Return h_KD: cosine-aligned (Eq. 10), linear or non-linear, from class features or Kaiming's draw."""
+        dho = self.cfg.TRAINER.DHO
+        return self.head(dho.KD_HEAD, clip, dho.INIT, self.student.feature_dim, clip.scale)
 
-    def build_ce_head(self, clip: LoadedCLIP, init: str) -> nn.Module:
-        """Return a linear h_CE; language-aware, its rows are the unit text features and b is 0 (DHO, section 3.2).
+    def head(self, kind: str, clip: LoadedCLIP, init: str, width: int, scale: float = 1.0) -> nn.Module:
+        """Return a head on features of some width; language-aware, the rows of a linear one have the length `scale`."""
+        mlp, classes = self.cfg.TRAINER.DHO.MLP, len(self.classes)
+        sizes = {"init_scale": scale, "hidden": mlp.HIDDEN, "dropout": mlp.DROPOUT}
+        return build_head(kind, width, classes, zeta=clip.zeta, init=self.head_init(clip, init), **sizes)
+
+    def build_ce_head(self, clip: LoadedCLIP, init: str, kind: str = "linear") -> nn.Module:
+        """Return h_CE; language-aware, a linear one's rows are unit text features and b is 0 (DHO, section 3.2).
 
         It takes features of any length, as the authors' released code does: with OpenAI's CLIP, whose image features
         have a length of about 10, training starts from CLIP's zero-shot decisions at a tenth of its scale.
         """
-        return LinearHead(clip.feature_dim, len(self.classes), self.head_init(clip, init))
+        return self.head(kind, clip, init, clip.feature_dim)
 
     def head_init(self, clip: LoadedCLIP, init: str) -> Tensor | None:
         """Return the class features (C, D) from which a head starts, encoded once, or None for Kaiming's draw."""
@@ -161,6 +167,8 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
         """
         if not self.get_model_names():
             raise ConfigError(f"{type(self).__name__} has nothing to train; use --eval-only")
+        if self.cfg.MODEL.TOME_R:
+            raise ConfigError(f"MODEL.TOME_R is {self.cfg.MODEL.TOME_R}: train with 0, tokens are merged at inference")
         self.check_validation()
         if self.dho:
             clip = self.load_teacher()
@@ -263,6 +271,8 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
         if not directory:
             print("Note that load_model() is skipped as no pretrained model is given")
             return {}
+        if Path(directory).is_file():
+            return self.load_file(directory)
         if not train_state and self._models:
             path = model_path(directory, self.get_model_names()[0], self.epoch_to_load(directory, epoch))
             saved = tuple(ClassInfo(*pair) for pair in load_checkpoint(path).get("meta", {}).get("classes", []))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from dho_plugin.core.baselines import over_batches
-from dho_plugin.core.heads import HEADS, build_head
+from dho_plugin.core.heads import HEADS
 from dho_plugin.core.losses import DHOLoss, ce_loss, kd_loss, weighted
 from dho_plugin.dho_trainer import DHOTrainer
 from dho_plugin.engine.config import INITS, check_choice
@@ -63,7 +63,10 @@ class DistillTrainer(DHOTrainer):
                     f"MODEL.BACKBONE.PRETRAINED False: {node.NAME} is a CLIP, which comes with its weights"
                 )
             return super().load_student()
-        return load_backbone(node.NAME, pretrained=node.PRETRAINED, ckpt=node.CKPT, size=node.SIZE)
+        if self.cfg.MODEL.TOME_R:
+            raise ConfigError(f"MODEL.TOME_R: tokens are merged in a CLIP's vision transformer, not in {node.NAME}")
+        of_file = {"pretrained": node.PRETRAINED, "ckpt": node.CKPT, "size": node.SIZE}
+        return load_backbone(node.NAME, **of_file, weights=self.initial_weights)
 
     def build_student(self, clip: LoadedCLIP | LoadedBackbone, classes: Sequence[ClassInfo]) -> Student:
         """Return the encoder under a CE head."""
@@ -71,8 +74,7 @@ class DistillTrainer(DHOTrainer):
 
     def build_ce_head(self, clip: LoadedCLIP | LoadedBackbone, init: str) -> nn.Module:
         """Return h_CE of the kind TRAINER.DISTILL.CE_HEAD; language-aware, a linear one has unit rows."""
-        kind = self.cfg.TRAINER.DISTILL.CE_HEAD
-        return build_head(kind, clip.feature_dim, len(self.classes), zeta=clip.zeta, init=self.head_init(clip, init))
+        return self.head(self.cfg.TRAINER.DISTILL.CE_HEAD, clip, init, clip.feature_dim)
 
     def display_name(self) -> str:
         """Return the method's name behind its student's, as `resnet18 CE + KD (logit)`."""

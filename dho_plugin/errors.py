@@ -45,6 +45,10 @@ class CheckpointError(DHOError):
     """A checkpoint is missing, damaged, or belongs to another model."""
 
 
+class ExportError(DHOError):
+    """A model cannot be written into a file of its own, or that file computes something else."""
+
+
 class TrainingError(DHOError):
     """Training cannot go on: the loss is no longer finite."""
 

@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from dho_plugin.train import build_parser, build_trainer, check_names, setup_cfg
+from dho_plugin.train import build_parser, build_trainer, check_names, main, setup_cfg
 
 torch.set_num_threads(1)
 
@@ -435,6 +435,22 @@ def shared_command(tiny_weights, tmp_path_factory):
         return command_line(trees[classes], tiny_weights, home / out, trainer, *options, **more)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def finished_run(shared_command):
+    """Return a function that gives the folders of a trainer's run of one epoch and of its test images; made once."""
+
+    @cache
+    def run(trainer: str, *options: str) -> tuple[Path, Path]:
+        quick = ("OPTIM.MAX_EPOCH", "1", "OPTIM.WARMUP_STEPS", "0", "OPTIM.LR", "0.01", "TEST.SHIFTED", "()")
+        flags = ("--eval-only",) if trainer.startswith("Zeroshot") else ()
+        line = shared_command(trainer, f"finished_{trainer}{len(options)}", *quick, *options, flags=flags)
+        assert main(line) == 0
+        root = Path(line[line.index("--root") + 1])
+        return Path(line[line.index("--output-dir") + 1]), root / "imagenet/images/val"
+
+    return run
 
 
 @pytest.fixture

@@ -177,6 +177,17 @@ def test_hours_are_the_longer_of_reading_and_computing(benchmark):
     assert hours(images, "ours", 1e12, both, 0.0) == pytest.approx(10 / 100 + tests / 200 / 3600)
 
 
+# The second head --------------------------------------------------------------------------------------------------
+
+
+def test_a_second_head_is_counted_as_by_hand(benchmark):
+    heads = benchmark("heads")
+    one, two = heads.counted(heads.MODELS["ResNet-18"], 1000)
+    assert one["params"] == pytest.approx(11.689512)  # torchvision's own number
+    assert two["params"] - one["params"] == pytest.approx(513 * 1000 / 1e6)
+    assert two["macs"] - one["macs"] == pytest.approx(512 * 1000 / 1e9)
+
+
 # The plain input pipeline -----------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import dho_plugin.trainers  # noqa: F401 (fills the registry)
 import pytest
 
 import dho_plugin.data.__main__ as data_command
-from dho_plugin import cache, ood, tables
+from dho_plugin import cache, export, ood, predict, tables
 from dho_plugin.engine.config import check_cfg, flatten, get_cfg_default
 from dho_plugin.engine.registry import TRAINER_REGISTRY
 from dho_plugin.train import build_parser, setup_cfg
@@ -106,6 +106,23 @@ def test_the_commands_exist():
     assert cfg.TRAINER.NAME == "CoOp_DHO"
     ood.build_parser().parse_args(shlex.split("--alpha 0.4 --beta 0.5 output/my_run"))
     assert callable(tables.main)
+
+
+def test_the_words_that_use_a_result_are_command_lines():
+    section = README[README.index("## Using the result") :].split("\n## ")[0]
+    words = re.findall(r"^python -m dho_plugin.(?:predict|export) .*", section, re.MULTILINE)
+    lines = [shlex.split(line, comments=True) for line in words]
+    parsers = {"dho_plugin.predict": predict, "dho_plugin.export": export}
+    found = [parsers[line[2]].build_parser().parse_args(line[3:]) for line in lines]
+    assert [args.run_dir for args in found] == ["output/my_run"] * 3
+    assert (found[0].images, found[0].top) == (["photos/", "more.jpg", "scans/*.png"], 3)
+    released = section[section.index("python -m dho_plugin.train") :].split("```")[0].replace("\\\n", " ")
+    args = build_parser().parse_args(shlex.split(released)[3:])
+    cfg = setup_cfg(args)
+    check_cfg(cfg)
+    assert (args.eval_only, args.model_dir) == (True, "vit_b_1.pt")
+    dho, student = cfg.TRAINER.DHO, cfg.TRAINER.DISTILL
+    assert (dho.KD_HEAD, student.CE_HEAD, dho.ALPHA, dho.BETA) == ("unit", "linear", 0.5, 0.5)
 
 
 @pytest.mark.parametrize(

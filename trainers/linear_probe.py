@@ -15,7 +15,7 @@ from dho_plugin.models.student import CLIPStudent, Student
 
 
 class LinearProbeStudent(CLIPStudent):
-    """A frozen CLIP image encoder under a linear head: logits = W z + b.
+    """A frozen CLIP image encoder under a linear head, logits = W z + b, or a non-linear one.
 
     Args:
         clip: the frozen CLIP.
@@ -27,7 +27,7 @@ class LinearProbeStudent(CLIPStudent):
         self.ce_head = ce_head
 
     def logits_ce(self, features: Tensor) -> Tensor:
-        """Return W z + b, (B, C) float32."""
+        """Return the head's logits, (B, C) float32."""
         return self.ce_head(features)
 
     def learnable(self) -> dict[str, nn.Module]:
@@ -44,11 +44,14 @@ class LinearProbe(DHOTrainer):
     def check_cfg(self, cfg) -> None:
         """Check TRAINER.LINEARPROBE.*."""
         super().check_cfg(cfg)
-        check_choice("TRAINER.LINEARPROBE.INIT", cfg.TRAINER.LINEARPROBE.INIT, INITS)
+        node = cfg.TRAINER.LINEARPROBE
+        check_choice("TRAINER.LINEARPROBE.HEAD", node.HEAD, ("linear", "mlp"))
+        check_choice("TRAINER.LINEARPROBE.INIT", node.INIT, INITS if node.HEAD == "linear" else ("kaiming",))
 
     def build_student(self, clip: LoadedCLIP, classes: Sequence[ClassInfo]) -> Student:
         """Return the linear probe."""
-        return LinearProbeStudent(clip, self.build_ce_head(clip, self.cfg.TRAINER.LINEARPROBE.INIT))
+        node = self.cfg.TRAINER.LINEARPROBE
+        return LinearProbeStudent(clip, self.build_ce_head(clip, node.INIT, node.HEAD))
 
 
 @TRAINER_REGISTRY.register()

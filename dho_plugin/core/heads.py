@@ -1,4 +1,4 @@
-"""Prediction heads: linear (h_CE, h_KD) and cosine-aligned (h_KD of a VLM student)."""
+"""Prediction heads: linear (h_CE, h_KD), cosine-aligned (h_KD of a VLM student) and non-linear (DHO, Table 14)."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from dho_plugin.errors import ConfigError
 
-HEADS = ("linear", "cosine")
+HEADS = ("linear", "cosine", "unit", "mlp")
 
 
 class LinearHead(nn.Linear):
@@ -79,9 +79,7 @@ class CosineHead(nn.Module):
 
     def __init__(self, feature_dim: int, num_classes: int, zeta: float, init: Tensor | None = None):
         super().__init__()
-        if not zeta > 0:
-            raise ConfigError(f"zeta is {zeta}; TRAINER.DHO.ZETA must be greater than 0 (OpenAI's CLIP has 0.01).")
-        self.zeta = float(zeta)
+        self.zeta = _positive(zeta)
         self.weight = nn.Linear(feature_dim, num_classes, bias=False).weight
         if init is not None:
             _copy_rows(self.weight, init, 1.0)
@@ -102,29 +100,97 @@ class CosineHead(nn.Module):
         return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}, zeta={self.zeta}"
 
 
+class UnitHead(LinearHead):
+    """(W z / |z| + b) / zeta: the KD head of the CLIP students whose checkpoints the authors of DHO released.
+
+    Other than in Eq. 10 and `CosineHead`, whose arguments it takes, the rows keep their length, and there is a bias.
+
+    Raises:
+        ConfigError: zeta is not positive, or `init` has another shape than (C, D).
+    """
+
+    def __init__(self, feature_dim: int, num_classes: int, zeta: float, init: Tensor | None = None):
+        super().__init__(feature_dim, num_classes, init)
+        self.zeta = _positive(zeta)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits of a batch.
+
+        Args:
+            features: (B, D) float of any width and length.
+
+        Returns:
+            (B, C), fp32 (fp64 for an fp64 head).
+        """
+        return super().forward(_unit(features.to(self.weight.dtype))) / self.zeta
+
+
+class MLPHead(nn.Sequential):
+    """Linear, LayerNorm, GELU, Dropout, Linear: the non-linear head of DHO, section E.2 and Table 14.
+
+    The paper names these layers, but neither their width nor the rate. The parameters are drawn as `nn.Linear` draws
+    them (Kaiming-uniform): class features fit none of its layers.
+
+    Args:
+        feature_dim: D, width of the features.
+        num_classes: C.
+        hidden: width H of the layers between; 0 takes D.
+        dropout: rate at which hidden values are zeroed in training, in [0, 1).
+    """
+
+    def __init__(self, feature_dim: int, num_classes: int, hidden: int = 0, dropout: float = 0.1):
+        hidden = hidden or feature_dim
+        within = nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(dropout)
+        super().__init__(nn.Linear(feature_dim, hidden), *within, nn.Linear(hidden, num_classes))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the logits (B, C) of features (B, D), in the head's own precision (fp32) also under autocast."""
+        with torch.autocast(device_type=features.device.type, enabled=False):
+            return super().forward(features.to(self[0].weight.dtype))
+
+
 def build_head(
-    kind: str, feature_dim: int, num_classes: int, *, zeta: float, init: Tensor | None = None, init_scale: float = 1.0
+    kind: str,
+    feature_dim: int,
+    num_classes: int,
+    *,
+    zeta: float,
+    init: Tensor | None = None,
+    init_scale: float = 1.0,
+    hidden: int = 0,
+    dropout: float = 0.1,
 ) -> nn.Module:
     """Build a prediction head by name.
 
     Args:
-        kind: "linear" or "cosine".
+        kind: "linear", "cosine", "unit" or "mlp".
         feature_dim: D.
         num_classes: C.
-        zeta: CLIP's temperature; used by the cosine head.
+        zeta: CLIP's temperature; used by the cosine and the unit head.
         init: (C, D) class features for language-aware initialization, or None.
         init_scale: length of the linear head's initial rows.
+        hidden: width of the non-linear head; 0 takes D.
+        dropout: of the non-linear head.
 
     Returns:
         A module that maps (B, D) features to (B, C) logits.
 
     Raises:
-        ConfigError: unknown kind, zeta not positive, or `init` of another shape.
+        ConfigError: unknown kind, zeta not positive, `init` of another shape, or for a head that has no use for it.
     """
     if kind == "linear":
         return LinearHead(feature_dim, num_classes, init, init_scale)
     if kind == "cosine":
         return CosineHead(feature_dim, num_classes, zeta, init)
+    if kind == "unit":
+        return UnitHead(feature_dim, num_classes, zeta, init)
+    if kind == "mlp" and init is not None:
+        raise ConfigError(
+            "a non-linear head cannot start from class features: beside KD_HEAD mlp set TRAINER.DHO.INIT kaiming, "
+            "beside a method's HEAD mlp its own INIT kaiming."
+        )
+    if kind == "mlp":
+        return MLPHead(feature_dim, num_classes, hidden, dropout)
     raise ConfigError(f"unknown head {kind!r}; choose one of: {', '.join(HEADS)}.")
 
 
@@ -136,6 +202,12 @@ def _copy_rows(weight: nn.Parameter, init: Tensor, scale: float) -> None:
         )
     with torch.no_grad():
         weight.copy_(_unit(init.float()) * scale)
+
+
+def _positive(zeta: float) -> float:
+    if not zeta > 0:
+        raise ConfigError(f"zeta is {zeta}; TRAINER.DHO.ZETA must be greater than 0 (OpenAI's CLIP has 0.01).")
+    return float(zeta)
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def read_folders(home: Path, test_sets: Sequence[str]) -> OwnImages:
             raise DataError(f"{home / name}: {unknown_class(key, trained, 'train/ has no such folder')}")
     classes = own_classes(trained, home / "classnames.txt")
     parts = {name: _list_part(home / name, found, classes) for name, found in folders.items()}
-    unlabeled = _list_unlabeled(home / "unlabeled", len(parts.get("train", ())))
+    unlabeled = images_below(home / "unlabeled", len(parts.get("train", ())))
     if sum(map(len, (*parts.values(), unlabeled))) <= STRANGE_UP_TO:
         _say_what_is_left_out(home, folders)
     return OwnImages(classes, parts, unlabeled)
@@ -176,7 +176,8 @@ def _too_deep(folder: Path, names: Iterable[str]) -> str:
     return f"; there are images in {deep}, but only those directly in the class's folder count" if deep else ""
 
 
-def _list_unlabeled(folder: Path, first_index: int) -> ImageList:
+def images_below(folder: Path, first_index: int = 0) -> ImageList:
+    """Return the images of a folder and of all folders below it, without labels."""
     folders = sorted(_folders_below(folder))
     names = [image_names(path) for path in folders]
     folder_ids = np.repeat(np.arange(len(folders)), [len(found) for found in names])

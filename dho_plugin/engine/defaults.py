@@ -78,6 +78,7 @@ DEFAULTS = {
         "IMAGE_TOWER": "auto",  # ours: auto (of the last layer only the class token, where that is exact) | plain
         "COMPILE": False,  # ours: frozen image encoders of student and teacher run under torch.compile
         "CHANNELS_LAST": False,  # ours: convolutions of student and teacher keep the channels of a pixel together
+        "TOME_R": 0,  # ours, at inference: tokens that each layer of a CLIP's vision transformer merges (ToMe)
         "IMAGE_CHECKPOINTING": False,  # ours: visual prompts' activations are computed again in the backward
     },
     "OPTIM": {
@@ -122,7 +123,8 @@ DEFAULTS = {
     "TRAINER": {
         "NAME": "",
         "COOP": {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "PREC": "fp16", "CLASS_TOKEN_POSITION": "end"},
-        "LINEARPROBE": {"INIT": "language", "PREC": "fp16"},  # INIT of the CE head: language | kaiming
+        # Of the CE head: linear | mlp (DHO, Table 14); language | kaiming
+        "LINEARPROBE": {"HEAD": "linear", "INIT": "language", "PREC": "fp16"},
         "VPT": {
             "N_CTX_VISION": 2,  # prompts a layer
             "CTX_INIT": "a photo of a",  # words in front of the class names, for HEAD text
@@ -134,7 +136,7 @@ DEFAULTS = {
         },
         "DISTILL": {  # compact students, all of whose weights learn
             "PREC": "fp32",
-            "CE_HEAD": "linear",  # linear | cosine
+            "CE_HEAD": "linear",  # linear | cosine | unit | mlp (non-linear, Table 14)
             "INIT": "kaiming",  # of the CE head: kaiming | language (CLIP students)
             "FEATURE_WEIGHT": 2000.0,  # of the features' squared difference (CLIP-KD's, for features of 512)
             "BINARY_WEIGHT": 1.0,  # of DHKD's binary loss (its code: 1 on CIFAR-100, 0.1 on ImageNet)
@@ -175,8 +177,9 @@ DEFAULTS = {
             "SEARCH": False,  # choose alpha and beta on the validation split instead
             "KD_ETA2": True,  # multiply each KL term by eta^2, as the released code does
             "UNLABELED": True,  # KD also on images drawn from D(l) and D(u) together
-            "KD_HEAD": "cosine",  # cosine (Eq. 10) | linear
+            "KD_HEAD": "cosine",  # cosine (Eq. 10) | linear | unit (as released) | mlp (non-linear, Table 14)
             "INIT": "language",  # language-aware | kaiming
+            "MLP": {"HIDDEN": 0, "DROPOUT": 0.1},  # of non-linear heads, CE or KD: width (0: the features'), dropout
             "OPTIM": {"NAME": "", "LR": 1e-3, "WEIGHT_DECAY": 0.0},  # of the KD head; empty name: follow OPTIM
             "TEACHER": {
                 "TYPE": "zero_shot",  # zero_shot | few_shot | run | placebo (the student's own zero-shot predictions)

@@ -129,6 +129,39 @@ class ModelStore:
             meta = {**checkpoint.get("meta", {}), "epoch": shown, "val_result": checkpoint.get("val_result")}
         return meta
 
+    def load_file(self, path: str | Path) -> dict:
+        """Load every registered model from one file, as the authors of DHO released theirs (`vit_b_1.pt`).
+
+        Its weights lie under "model_state_dict", those of a model `name` with the prefix `name.`: `backbone.`,
+        `ce_head.`, `kd_head.`. What else is in it, such as an alpha and a beta, is shown and not used.
+
+        Returns:
+            {}: such a file has nothing that belongs to a run.
+
+        Raises:
+            CheckpointError: the file is damaged, or of other models.
+        """
+        path, saved = Path(path), load_checkpoint(path)
+        state = saved.get("model_state_dict", saved)
+        state = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+        found = dict.fromkeys(key.partition(".")[0] for key in state)
+        if set(found) != set(self._models):
+            raise CheckpointError(
+                f"{path} holds {', '.join(found) or 'no weights'}, this trainer loads {', '.join(self._models)}: "
+                "such a file has a student with both heads, as Distill_DHO has (backbone.*, ce_head.*, kd_head.*)"
+            )
+        for name, model in self._models.items():
+            part = {key.removeprefix(f"{name}."): v for key, v in state.items() if key.startswith(f"{name}.")}
+            if surplus := sorted(part.keys() - model.state_dict().keys()):
+                raise CheckpointError(
+                    f"{path}: this model's {name} has no {', '.join(surplus[:3])}. The released CLIP students have "
+                    "TRAINER.DISTILL.CE_HEAD linear and TRAINER.DHO.KD_HEAD unit, and the backbone of their name"
+                )
+            self._load_weights(name, part, path)
+        rest = ", ".join(f"{key} {value}" for key, value in saved.items() if isinstance(value, int | float))
+        print(f'Loading weights to {", ".join(self._models)} from "{path}"' + (f" (it says: {rest})" if rest else ""))
+        return {}
+
     def _load_weights(self, name: str, state: dict, path: Path) -> None:
         model = self._models[name]
         own = model.state_dict()

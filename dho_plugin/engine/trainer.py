@@ -33,12 +33,16 @@ class TrainerX(ModelStore, TrainingStreams, Stepping):
 
     Args:
         cfg: a frozen config.
+        dataset: the images and classes; None reads those of the config.
+        initial_weights: False where all that learns is loaded next: what it once started from is not looked for.
     """
 
     elapsed_before = 0.0  # seconds that an interrupted run had spent
+    initial_weights = True  # False: all that learns is loaded next, so what it starts from need not be there
 
-    def __init__(self, cfg):
+    def __init__(self, cfg, dataset: DatasetBase | None = None, *, initial_weights: bool = True):
         super().__init__()
+        self.initial_weights = initial_weights
         self.cfg = cfg
         self.check_cfg(cfg)
         self.accelerator = build_accelerator(cfg, self.precision())
@@ -50,7 +54,7 @@ class TrainerX(ModelStore, TrainingStreams, Stepping):
         self._writer: SummaryWriter | None = None
         self.clock = StepClock()
         with self.accelerator.main_process_first():  # it stores what the others then read: listings, splits, shots
-            self.dataset: DatasetBase = DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
+            self.dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg) if dataset is None else dataset
         self.data_identity = data_identity(self.dataset)
         print(self.dataset.summary(cfg.DATASET.NAME))
         self.classes = self.dataset.classes

@@ -73,7 +73,13 @@ def is_backbone(name: str, tag: str = "") -> bool:
 
 
 def load_backbone(
-    name: str, *, pretrained: bool = True, ckpt: str = "", size: int = 0, key: str = "MODEL.BACKBONE"
+    name: str,
+    *,
+    pretrained: bool = True,
+    ckpt: str = "",
+    size: int = 0,
+    key: str = "MODEL.BACKBONE",
+    weights: bool = True,
 ) -> LoadedBackbone:
     """Load an image encoder, all of whose weights are to learn.
 
@@ -84,6 +90,7 @@ def load_backbone(
             its classifier, if it has one, is left out.
         size: side of the square input; 0 takes what belongs to the weights, or the architecture.
         key: config prefix that messages name.
+        weights: False leaves the weights as they are drawn, for others to be loaded; the preprocessing is the same.
 
     Returns:
         The encoder on the CPU, in training mode.
@@ -94,9 +101,9 @@ def load_backbone(
     """
     if name in MINI_BACKBONES:
         return _mini(name, ckpt, size, key)
-    model = _create(name, pretrained and not ckpt, key)
+    model = _create(name, pretrained and not ckpt and weights, key)
     origin = "from scratch"
-    if ckpt:
+    if ckpt and weights:
         _load_file(model, Path(ckpt).expanduser(), name, key)
         origin = f"from {ckpt}"
     elif pretrained:

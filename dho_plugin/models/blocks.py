@@ -47,7 +47,7 @@ def projected(block: nn.Module, rows: Tensor, which: str = "qkv") -> Tensor:
 def heads_of(block: nn.Module, rows: Tensor) -> Tensor:
     """Return (n, H, R, d) of projected rows (R, n * W): each head's rows together, as attention needs them."""
     attn = block.attn
-    return rows.view(len(rows), -1, attn.num_heads, attn.head_dim).permute(1, 2, 0, 3).contiguous()
+    return rows.view(rows.shape[0], -1, attn.num_heads, attn.head_dim).permute(1, 2, 0, 3).contiguous()
 
 
 def finish(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
@@ -56,11 +56,13 @@ def finish(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
-def first_token(block: nn.Module, x: Tensor) -> Tensor:
+def first_token(block: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return what a block makes of each sequence's first token, (N, W), which sees all of x (N, L, W).
 
     One query needs no keys: with q K^T = (q W_k) n^T, n the normed tokens, and weights V = (weights n) W_v^T, two
     products a head replace 2 W^2 L multiplications. The keys' bias moves all scores of a query alike: it drops out.
+
+    `bias`, (N, 1, L), is added to the scores of all heads.
 
     Under autocast this stays in the weights' precision: it costs next to nothing, and the scores are more exact.
     """
@@ -70,6 +72,7 @@ def first_token(block: nn.Module, x: Tensor) -> Tensor:
         q = heads_of(block, projected(block, normed[:, 0], "q"))[0] * attn.head_dim**-0.5  # (H, N, d)
         _, of_keys, of_values = attn.in_proj_weight.view(3, attn.num_heads, attn.head_dim, -1)  # (H, d, W) each
         scores = (q @ of_keys).transpose(0, 1) @ normed.mT  # (N, H, L)
+        scores = scores if bias is None else scores + bias
         seen = (scores.softmax(dim=-1) @ normed).transpose(0, 1)  # (H, N, W)
         bias = attn.in_proj_bias.view(3, attn.num_heads, 1, -1)[2]
         attended = torch.baddbmm(bias, seen, of_values.mT)  # (H, N, d)

@@ -35,6 +35,7 @@ class LoadedCLIP:
         text_tower: how its text tower is run, MODEL.TEXT_TOWER: auto, plain, truncated or shared.
         image_tower: how its image tower is run, MODEL.IMAGE_TOWER: auto or plain.
         compile: whether it runs under torch.compile, MODEL.COMPILE.
+        tome_r: how many tokens each layer of its image tower merges, MODEL.TOME_R.
     """
 
     name: str
@@ -44,6 +45,7 @@ class LoadedCLIP:
     text_tower: str = "auto"
     image_tower: str = "auto"
     compile: bool = False
+    tome_r: int = 0
 
     @property
     def scale(self) -> float:
@@ -78,7 +80,7 @@ class LoadedCLIP:
     @cached_property
     def image_path(self) -> ImagePath:
         """The way through the image tower, and why it is taken."""
-        return image_path(self.model, self.image_tower)
+        return image_path(self.model, self.image_tower, self.tome_r)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Encode normalized images (B, 3, H, W) into features (B, D) that are not normalized."""
@@ -86,7 +88,7 @@ class LoadedCLIP:
 
     @cached_property
     def _encoder(self) -> Callable[[Tensor], Tensor]:
-        encode = partial(encode_image, self.model, self.image_path)
+        encode = partial(encode_image, self.model, self.image_path, tome_r=self.tome_r)
         return compiled(encode, self.name) if self.compile else encode
 
     def encode_text(self, tokens: Tensor) -> Tensor:
@@ -103,6 +105,7 @@ def load_clip(
     text_tower: str = "auto",
     image_tower: str = "auto",
     compile: bool = False,
+    tome_r: int = 0,
 ) -> LoadedCLIP:
     """Load a CLIP by a host's or open_clip's name, from a local file or by its tag, frozen in fp32.
 
@@ -117,6 +120,7 @@ def load_clip(
         text_tower: how its text tower is to run: auto, plain, truncated or shared.
         image_tower: how its image tower is to run: auto or plain.
         compile: whether it is to run under torch.compile.
+        tome_r: how many tokens each layer of its image tower is to merge.
 
     Returns:
         The loaded CLIP on the CPU.
@@ -132,7 +136,7 @@ def load_clip(
         model = _from_file(Path(ckpt).expanduser(), source) if ckpt else _from_hub(source)
         tokenizer, preprocess = _tokenizer(model, source), _preprocess(model)
     model = model.float().eval().requires_grad_(False)
-    return LoadedCLIP(name, model, tokenizer, preprocess, text_tower, image_tower, compile)
+    return LoadedCLIP(name, model, tokenizer, preprocess, text_tower, image_tower, compile, tome_r)
 
 
 def _mini(name: str, tag: str, ckpt: str, key: str) -> tuple[nn.Module, Callable[..., Tensor], Preprocess]:

@@ -10,8 +10,12 @@ import torch
 from open_clip.transformer import Transformer, VisionTransformer
 from torch import Tensor, nn
 
+from dho_plugin.errors import ConfigError
 from dho_plugin.models.blocks import first_token, is_plain
 from dho_plugin.models.deep_prompts import run_blocks
+from dho_plugin.models.tome import merging_tower
+
+_NOT_PLAIN = "its attention is not plain multi-head attention"
 
 
 class ImagePath(NamedTuple):
@@ -21,11 +25,19 @@ class ImagePath(NamedTuple):
     reason: str
 
 
-def image_path(model: nn.Module, requested: str = "auto") -> ImagePath:
-    """Return the way through the image tower of open_clip's `model` that MODEL.IMAGE_TOWER asks for.
+def image_path(model: nn.Module, requested: str = "auto", tome_r: int = 0) -> ImagePath:
+    """Return the way through the image tower of open_clip's `model` that MODEL.IMAGE_TOWER and MODEL.TOME_R ask for.
 
-    It is "class token", whose last layer works for the class token alone, or "plain", the model's own.
+    It is "class token", whose last layer works for the class token alone, "plain", the model's own, or "token merging".
+
+    Raises:
+        ConfigError: tokens are to be merged that another encoder does not have, or does not keep.
     """
+    if tome_r:
+        obstacle = _whole(model) or ("" if all(map(is_plain, model.visual.transformer.resblocks)) else _NOT_PLAIN)
+        if obstacle:
+            raise ConfigError(f"MODEL.TOME_R is {tome_r}: {obstacle}, so there is nothing to merge; set it to 0")
+        return ImagePath("token merging", f"MODEL.TOME_R {tome_r}: so many fewer tokens behind each layer")
     if requested == "plain":
         return ImagePath("plain", "MODEL.IMAGE_TOWER asks for it")
     obstacle = _whole(model)
@@ -34,11 +46,13 @@ def image_path(model: nn.Module, requested: str = "auto") -> ImagePath:
     )
 
 
-def encode_image(model: nn.Module, path: ImagePath, images: Tensor) -> Tensor:
+def encode_image(model: nn.Module, path: ImagePath, images: Tensor, tome_r: int = 0) -> Tensor:
     """Encode normalized images (B, 3, H, W) into features (B, D), not normalized, in a way of `image_path`."""
     if path.name == "plain":
         return model.encode_image(images)
     visual = model.visual
+    if tome_r:
+        return feature(visual, merging_tower(visual.transformer, visual._embeds(images), tome_r).unsqueeze(1))
     return feature(visual, run_blocks(visual.transformer, visual._embeds(images), last=first_token).unsqueeze(1))
 
 
@@ -81,5 +95,5 @@ def _whole(model: nn.Module) -> str:
     if visual.pool_type != "tok":
         return f"its feature is pooled by {visual.pool_type!r}"
     if not visual.transformer.batch_first or not is_plain(visual.transformer.resblocks[-1]):
-        return "its attention is not plain multi-head attention"
+        return _NOT_PLAIN
     return ""

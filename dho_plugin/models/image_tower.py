@@ -27,6 +27,8 @@ class PromptedImageTower(nn.Module):
     def __init__(self, clip: LoadedCLIP, prompts: VisualPrompts, dropout: float = 0.0):
         super().__init__()
         vision_width(clip)
+        if clip.tome_r:
+            raise ConfigError(f"MODEL.TOME_R is {clip.tome_r}: beside visual prompts no tokens are merged; set it to 0")
         self.visual, self.prompts, self.dropout = clip.model.visual, prompts, nn.Dropout(dropout)
         self.class_alone = clip.image_path.name == "class token"
 
@@ -37,7 +39,7 @@ class PromptedImageTower(nn.Module):
         n_tokens = x.shape[1]
 
         def behind_image(x: Tensor, prompts: Tensor) -> Tensor:
-            return cat([x[:, :n_tokens], self.dropout(prompts.expand(len(x), -1, -1))], dim=1)
+            return cat([x[:, :n_tokens], self.dropout(prompts.expand(x.shape[0], -1, -1))], dim=1)
 
         x = cat([x, visual.ln_pre(behind_image(x, self.prompts.VPT)[:, n_tokens:])], dim=1)
         last = first_token if self.class_alone else None

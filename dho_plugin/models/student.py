@@ -67,13 +67,14 @@ class CLIPStudent(Student):
         super().__init__()
         self.clip_model, self.feature_dim, self.zeta = clip.model, clip.feature_dim, clip.zeta
         self.text_path, self._encode_image = class_path(clip), clip.encode_image
+        self._merges = clip.tome_r > 0
         self.image_tower = None if visual_prompts is None else PromptedImageTower(clip, visual_prompts, dropout)
 
     @property
     def storable(self) -> bool:
-        """Whether no prompt lies below the features, and neither they nor a further loss are the method's own."""
+        """Whether no prompt lies below the features, no token is merged, and neither they nor a loss are its own."""
         own = type(self).features is not CLIPStudent.features or type(self).extra_loss is not Student.extra_loss
-        return self.image_tower is None and not own
+        return self.image_tower is None and not own and not self._merges
 
     def train(self, mode: bool = True) -> CLIPStudent:
         """Set the mode; the CLIP stays in evaluation mode."""

@@ -195,7 +195,7 @@ def _bare(kind: Any, cfg, device: torch.device) -> Any:
     ModelStore.__init__(trainer)
     trainer.cfg, trainer.device, trainer.accelerator = cfg, device, _Alone()
     trainer.max_epoch, trainer.total_steps = cfg.OPTIM.MAX_EPOCH, lambda: 1  # for schedules, which nobody steps
-    trainer.dataset = None
+    trainer.dataset, trainer.initial_weights = None, False  # its checkpoint brings them
     return trainer
 
 
