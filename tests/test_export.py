@@ -27,6 +27,7 @@ CASES = {
     "PromptSRC_DHO": (("PromptSRC_DHO",), MIXED, True),
     "ZeroshotCLIP": (("ZeroshotCLIP",), (), False),
     "Distill_DHO": (("Distill_DHO",), MIXED, False),
+    "TipAdapterF": (("TipAdapterF",), (), False),
 }
 FILES = [(case, kind) for case, (*_, onnx) in CASES.items() for kind in ("torch", *(["onnx"] if onnx else []))]
 

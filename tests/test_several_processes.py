@@ -147,13 +147,14 @@ def test_a_complete_run_is_skipped_by_all(pairs):
 def test_a_step_in_parts_is_the_same_step(shared_command, started, tmp_path, trainer):
     gradients = []
     for count in ("1", "2"):
-        built = started(shared_command(trainer, tmp_path / "run", "TRAIN.ACCUMULATION", count))
+        options = ("TRAIN.ACCUMULATION", count, *OPTIONS.get(trainer, ()))
+        built = started(shared_command(trainer, tmp_path / "run", *options))
         shown = built.forward_backward(*[next(stream) for stream in built.streams])
         modules = built._models.items()
         learned = {f"{n}.{k}": p.grad for n, m in modules for k, p in m.named_parameters() if p.requires_grad}
         gradients.append({**learned, **shown})
     for key, whole in gradients[0].items():
-        assert (gradients[1][key] - whole).norm() <= 2e-5 * whole.norm(), key
+        assert (gradients[1][key] - whole).norm() <= 2e-5 * whole.norm() + 1e-7, key
 
 
 def test_a_batch_that_parts_cannot_share_is_refused(shared_command, tmp_path, capsys):

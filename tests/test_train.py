@@ -175,7 +175,7 @@ def test_a_shifted_set_that_is_not_there_is_left_out_and_named(command, tmp_path
         ("CoOp", ("TRAINER.COOP.CLASS_TOKEN_POSITION", "start"), "CLASS_TOKEN_POSITION is 'start'.*end, middle, front"),
         ("CoOp", ("TRAINER.COOP.PREC", "fp8"), "PREC is 'fp8'.*fp32"),
         ("CoOp", ("MODEL.BACKBONE.CKPT", "/nowhere.pt"), r"/nowhere\.pt"),
-        ("CoOp_DHO", ("TRAINER.DHO.TEACHER.TYPE", "wise"), "TEACHER.TYPE is 'wise'.*zero_shot, placebo"),
+        ("CoOp_DHO", ("TRAINER.DHO.TEACHER.TYPE", "wise"), "TEACHER.TYPE is 'wise'.*zero_shot, few_shot, run, placebo"),
         ("CoOp_DHO", ("TRAINER.DHO.TEACHER.CKPT", "/nowhere.pt"), r"TRAINER\.DHO\.TEACHER"),
         ("CoOp", ("RESUME", "/nowhere"), "RESUME.*/nowhere"),
     ],

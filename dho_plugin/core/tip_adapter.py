@@ -36,7 +36,7 @@ def mean_keys(passes: Tensor) -> Tensor:
     return F.normalize(_widen(passes).mean(dim=0), dim=-1)
 
 
-def cache_logits(affinity: Tensor, values: Tensor, beta: float) -> Tensor:
+def cache_logits(affinity: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:
     """phi(x) = exp(-beta (1 - x F_train^T)) L_train, what the cache model says (Tip-Adapter).
 
     Args:
@@ -51,7 +51,14 @@ def cache_logits(affinity: Tensor, values: Tensor, beta: float) -> Tensor:
 
 
 def tip_logits(
-    features: Tensor, text: Tensor, keys: Tensor, values: Tensor, *, alpha: float, beta: float, zeta: float
+    features: Tensor,
+    text: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    alpha: float | Tensor,
+    beta: float | Tensor,
+    zeta: float,
 ) -> Tensor:
     """Logits f W^T / zeta + alpha phi(x) of Tip-Adapter and, with learned keys, of Tip-Adapter-F.
 

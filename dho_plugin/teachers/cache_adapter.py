@@ -52,7 +52,7 @@ class CacheAdapter(nn.Module):
 
     def forward(self, features: Tensor, text: Tensor, zeta: float, at: tuple[float, float] | None = None) -> Tensor:
         """Return the logits (B, C) of features (B, D), at its own or another (alpha, beta)."""
-        alpha, beta = at or (self.alpha.item(), self.beta.item())
+        alpha, beta = at or (self.alpha, self.beta)  # as tensors: an exported model keeps them
         return tip_logits(features, text, self.keys, self.values, alpha=alpha, beta=beta, zeta=zeta)
 
 

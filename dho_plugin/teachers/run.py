@@ -177,7 +177,10 @@ def run_label(where: str) -> str:
         return f"{where} (run)"
     results = read_json(path)
     backbone = results["config"]["MODEL"]["BACKBONE"]["NAME"]
-    return f"{results['method'].removesuffix(f' {backbone}')}, {backbone} (run)"
+    method = results["method"].removesuffix(f" {backbone}")
+    return (
+        f"{method} (run)" if backbone in method else f"{method}, {backbone} (run)"
+    )
 
 
 class _Alone:

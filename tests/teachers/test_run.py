@@ -15,7 +15,7 @@ from dho_plugin.engine.evaluator import TestLogits as StoredLogits
 from dho_plugin.errors import CheckpointError, ConfigError, DataError
 from dho_plugin.train import main
 
-TEACHERS = ("CoOp", "CoOp_DHO", "LinearProbe", "LinearProbe_DHO", "VPT_DHO", "PromptSRC_DHO", "TipAdapterF")
+TEACHERS = ("CoOp", "CoOp_DHO", "LinearProbe_DHO", "VPT_DHO", "PromptSRC_DHO", "TipAdapterF", "Distill_DHO")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,8 @@ def test_a_teacher_says_what_its_run_said(finished, taught, trainer):
     student.forward_backward(*(next(stream) for stream in student.streams))
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
     assert not any(p.requires_grad for p in teacher.parameters())
-    assert student.teacher_label.endswith(", ViT-B/16 (run)")
+    label = "test_resnet from scratch DHO (run)" if trainer == "Distill_DHO" else ", ViT-B/16 (run)"
+    assert student.teacher_label.endswith(label)
 
 
 def test_a_frozen_teacher_s_stored_features_do_as_online_ones(finished, taught):
