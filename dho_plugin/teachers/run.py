@@ -178,9 +178,7 @@ def run_label(where: str) -> str:
     results = read_json(path)
     backbone = results["config"]["MODEL"]["BACKBONE"]["NAME"]
     method = results["method"].removesuffix(f" {backbone}")
-    return (
-        f"{method} (run)" if backbone in method else f"{method}, {backbone} (run)"
-    )
+    return f"{method} (run)" if backbone in method else f"{method}, {backbone} (run)"
 
 
 class _Alone:
