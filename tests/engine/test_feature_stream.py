@@ -33,12 +33,14 @@ def stored(tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left():
+    before = set(threading.enumerate())  # other tests' trainers may still hold some
     yield
     for _ in range(200):
-        if not [thread for thread in threading.enumerate() if thread.name.startswith("features")]:
+        left = [one for one in threading.enumerate() if one.name.startswith("features") and one not in before]
+        if not left:
             return
         time.sleep(0.01)
-    pytest.fail(f"a thread is left: {threading.enumerate()}")
+    pytest.fail(f"threads are left: {left}")
 
 
 def group_of(monkeypatch, steps: int, size: int = 2**22) -> None:
