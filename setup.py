@@ -43,6 +43,11 @@ setup(
     ],
     extras_require={"test": ["pytest", "hypothesis", "ruff==0.17.*"]},
     entry_points={
-        "console_scripts": ["dho-train=dho_plugin.train:main", "dho-host=dho_plugin.hosts.launch:main"],
+        "console_scripts": [
+            "dho-train=dho_plugin.train:main",
+            "dho-host=dho_plugin.hosts.launch:main",
+            "dho-report=dho_plugin.report:main",
+            "dho-analyze=dho_plugin.analyze:main",
+        ],
     },
 )

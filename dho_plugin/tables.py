@@ -16,7 +16,7 @@ from dho_plugin.paper import beside_the_papers
 from dho_plugin.results import find_evaluations, find_results
 from dho_plugin.rows import Row, Score, build_rows, shown_columns
 
-FORMATS = {"plain": "simple", "markdown": "github", "latex": "latex_raw", "csv": ""}
+FORMATS = {"plain": "simple", "markdown": "github", "latex": "latex_raw", "html": "html", "csv": ""}
 PAIRED_FORMATS = ("plain", "markdown")
 
 
@@ -25,7 +25,7 @@ def format_table(rows: Sequence[Row], style: str = "plain", decimals: int = 1) -
 
     Args:
         rows: what `build_rows` returned.
-        style: "plain", "markdown", "latex" or "csv" (there mean and standard deviation have a column each).
+        style: "plain", "markdown", "latex", "html" or "csv" (there mean and standard deviation have a column each).
         decimals: digits after the point.
 
     Returns:

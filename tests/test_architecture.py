@@ -30,6 +30,10 @@ FLOORS = {
     "dho_plugin.paired": 6,
     "dho_plugin.paper": 6,
     "dho_plugin.hosts": 6,
+    "dho_plugin.findings": 6,
+    "dho_plugin.exhibits": 6,
+    "dho_plugin.report": 6,
+    "dho_plugin.analyze": 6,
     "dho_plugin.register": 6,
 }
 

@@ -1,0 +1,142 @@
+"""Figures over rows, steps, shots and features: overview, training curves, gradients, cost, t-SNE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from dho_plugin.analysis.curves import Band, band
+from dho_plugin.analysis.style import INK, LINES, MARKERS, PALETTE, draw
+
+
+def overview(rows: Sequence[tuple[str, Sequence[float]]], label: str) -> Figure:
+    """Draw a line a row of the table: a point a seed, a dash for their mean.
+
+    Args:
+        rows: name and a value for each seed.
+        label: of the axis, with its unit.
+    """
+
+    def paint(axes):
+        for place, (_, values) in enumerate(rows):
+            axes.plot(values, [place] * len(values), "o", color=PALETTE[0], markersize=4.5, alpha=0.7)
+            axes.vlines(np.mean(values), place - 0.32, place + 0.32, color=PALETTE[1], linewidth=2)
+        axes.set_yticks(range(len(rows)), [f"{name} ({len(values)})" for name, values in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+
+    return draw(paint, height=1.0 + 0.24 * len(rows))
+
+
+def lines_over_steps(
+    series: Mapping[str, Sequence[Mapping[int, float]]], ylabel: str, xlabel: str = "training step", zero: bool = False
+) -> Figure:
+    """Draw lines, the means over seeds, with bands from the smallest to the largest seed.
+
+    Args:
+        series: for each line, by name, the values by step of each seed.
+        ylabel: label of the upright axis, with its unit.
+        xlabel: label of the other one.
+        zero: whether a line marks 0.
+    """
+
+    def paint(axes):
+        if zero:
+            axes.axhline(0, color=INK, alpha=0.4, linewidth=1)
+        for place, (name, seeds) in enumerate(series.items()):
+            _band(axes, band(seeds), place, name)
+        axes.set(xlabel=f"{xlabel} (n = {_seeds(series)})", ylabel=ylabel)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if len(series) > 1:
+            _legend(axes)
+
+    return draw(paint)
+
+
+def over_shots(series: Mapping[str, Sequence[Mapping[int, float]]], ylabel: str) -> Figure:
+    """Draw accuracy over the number of labeled images a class, with bands over seeds (DHO, Fig. 5, 6, 11 and 12).
+
+    Args:
+        series: for each method, the accuracy in percent by shots of each seed.
+        ylabel: label of the upright axis, with its unit.
+    """
+
+    def paint(axes):
+        shots = sorted({x for seeds in series.values() for one in seeds for x in one})
+        for place, (name, seeds) in enumerate(series.items()):
+            _band(axes, band(seeds), place, name)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(shots, [f"{x:g}" for x in shots])
+        axes.set(xlabel=f"labeled images a class (n = {_seeds(series)})", ylabel=ylabel)
+        _legend(axes)
+
+    return draw(paint, height=2.6 + 0.1 * len(series))
+
+
+def plane(points: Tensor, labels: Tensor, title: str) -> Figure:
+    """Draw t-SNE's plane, a colour and a marker a class (DHO, Fig. 7).
+
+    Args:
+        points: (N, 2).
+        labels: (N,).
+        title: what it shows.
+    """
+
+    def paint(axes):
+        for place, label in enumerate(labels.unique()):
+            mine = points[labels == label]
+            colour, marker = PALETTE[place % len(PALETTE)], MARKERS[(place // len(PALETTE)) % len(MARKERS)]
+            axes.scatter(mine[:, 0], mine[:, 1], s=7, c=colour, marker=marker, linewidths=0, rasterized=True)
+        axes.set(xlabel="t-SNE 1 (no unit)", ylabel=f"t-SNE 2 (no unit), n = {len(labels):,} images", title=title)
+        axes.set_xticks([])
+        axes.set_yticks([])
+
+    return draw(paint, height=4.2)
+
+
+def gains(values: Mapping[str, float], label: str) -> Figure:
+    """Draw the gain over the second best method on each data set (DHO, Fig. 2).
+
+    Args:
+        values: percentage points by data set.
+        label: of the axis, with its unit.
+    """
+
+    def paint(axes):
+        names = sorted(values, key=values.get)
+        axes.barh(range(len(names)), [values[name] for name in names], color=PALETTE[2], height=0.65)
+        axes.axvline(0, color=INK, linewidth=1)
+        axes.set_yticks(range(len(names)), names)
+        for place, name in enumerate(names):
+            text = f"{values[name]:+.1f}"
+            axes.annotate(text, (max(values[name], 0), place), (4, 0), textcoords="offset points", va="center")
+        axes.margins(x=0.15)
+        axes.set_xlabel(label)
+
+    return draw(paint, height=1.0 + 0.26 * len(values))
+
+
+def _band(axes: Axes, found: Band, place: int, name: str) -> None:
+    colour, line = PALETTE[place % len(PALETTE)], LINES[place % len(LINES)]
+    marker = MARKERS[place % len(MARKERS)] if len(found.x) <= 12 else None
+    axes.plot(
+        found.x, found.mean, color=colour, linestyle=line, marker=marker, markersize=3.5, linewidth=1.5, label=name
+    )
+    if found.seeds.max() > 1:
+        axes.fill_between(found.x, found.low, found.high, color=colour, alpha=0.18, linewidth=0)
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2, handlelength=2, columnspacing=1)
+
+
+def _seeds(series: Mapping[str, Sequence]) -> str:
+    counts = sorted({len(seeds) for seeds in series.values()})
+    words = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{words} seed{'s' * (counts[-1] != 1)}"
