@@ -24,6 +24,7 @@ from dho_plugin.models.student import DualHeadNet, Student
 from dho_plugin.models.templates import templates_for
 from dho_plugin.models.text_tower import checkpoint_text
 from dho_plugin.models.zeroshot import class_features
+from dho_plugin.probing import GradientProbing
 from dho_plugin.teachers import Teacher, build_teacher, load_teacher, teacher_label
 
 
@@ -32,7 +33,7 @@ def joined(batches: Sequence[dict], key: str) -> Tensor | None:
     return torch.cat([batch[key] for batch in batches]) if key in batches[0] else None
 
 
-class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
+class DHOTrainer(FeatureCaching, GradientProbing, HeadEvaluation, TrainerXU):
     """Dual-Head Optimization around a student; without `dho` it is lambda = 1 and no KD head.
 
     A method gives `build_student` and the config node of its precision; see `trainers/coop.py`.
@@ -162,6 +163,7 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
 
     def forward_backward(self, batch_x: dict, batch_u: dict | None = None) -> dict[str, float | Tensor]:
         """Take one DHO step (DHO, Algorithm 1, lines 7 to 25) and return its losses and accuracy."""
+        self.probe_gradients(batch_x, batch_u)
         summaries = []
         self.model_zero_grad()
         for part, context in self.parts([batch_x] if batch_u is None else [batch_x, batch_u]):

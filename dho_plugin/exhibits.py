@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 
 from dho_plugin.analysis import head_figures, run_figures
 from dho_plugin.analysis.curves import gain_over_second
-from dho_plugin.findings import Findings
-from dho_plugin.results import accuracy, score_columns
+from dho_plugin.analysis.features import embed, read_features
+from dho_plugin.findings import Findings, folder
+from dho_plugin.results import SHIFTED, accuracy, score_columns
 
 LOSSES = {"train/loss": "loss", "train/loss_ce": "L_CE", "train/loss_kd": "L_KD", "train/loss_extra": "own loss"}
 # Quantity in gradients.jsonl: its line's name, by figure.
@@ -77,6 +78,21 @@ def surface(found: Findings) -> Iterator[Exhibit]:
         yield Exhibit("surface", f"Accuracy over alpha and beta on validation images{seeds}.", figure)
 
 
+def features(found: Findings, classes: int = 10) -> Iterator[Exhibit]:
+    """Yield t-SNE's plane of the first seed's test images, where its features are stored (DHO, Fig. 7).
+
+    Args:
+        found: the runs of a row.
+        classes: the first so many classes are drawn.
+    """
+    kept = read_features(folder(found.runs[0]))
+    if kept is not None:
+        z, labels = kept[1]
+        shown = labels < classes
+        figure = run_figures.plane(embed(z[shown]), labels[shown], f"first {classes} classes")
+        yield Exhibit("tsne", f"t-SNE of the test images' features; seed {found.runs[0].get('seed')}.", figure)
+
+
 def training(found: Findings) -> Iterator[Exhibit]:
     """Yield the training curves."""
     losses = {name: found.series(tag) for tag, name in LOSSES.items() if found.series(tag)}
@@ -109,7 +125,8 @@ def overviews(findings: Sequence[Findings]) -> Iterator[Exhibit]:
         if rows := [(row, found) for row, found in values if found]:
             what = "mean of the four shifted sets" if name == "OOD" else title
             caption = f"Accuracy, {what}: a point a seed, a dash their mean; in brackets the number of seeds."
-            yield Exhibit(f"overview-{name}", caption, run_figures.overview(rows, f"accuracy, {title} (%)"))
+            figure = run_figures.overview(rows, f"accuracy, {title} (%), n = {_images(findings, name):,} images")
+            yield Exhibit(f"overview-{name}", caption, figure)
     for key, label, words in (
         ("seconds", "training time (s)", "Seconds of training and its tests."),
         (
@@ -121,6 +138,13 @@ def overviews(findings: Sequence[Findings]) -> Iterator[Exhibit]:
         values = [(f.name, [run[key] for run in f.runs if run.get(key)]) for f in findings]
         if rows := [(row, found) for row, found in values if found]:
             yield Exhibit(f"cost-{key}", words, run_figures.overview(rows, label))
+
+
+def _images(findings: Sequence[Findings], name: str) -> int:
+    """Return the most images that a run was scored on."""
+    sets = SHIFTED if name == "OOD" else (name,)
+    counts = ([run["metrics"].get(one, {}).get("n", 0) for one in sets] for found in findings for run in found.runs)
+    return max(map(sum, counts))
 
 
 def curves(findings: Sequence[Findings]) -> Iterator[Exhibit]:

@@ -13,6 +13,7 @@ from dho_plugin.analysis.agreement import Agreement, agreement
 from dho_plugin.analysis.calibration import expected_calibration_error
 from dho_plugin.analysis.cases import Case, case_masks, pick_cases
 from dho_plugin.analysis.curves import read_gradients, training_scalars
+from dho_plugin.analysis.features import LinearEvaluation, read_linear_evaluation
 from dho_plugin.analysis.outcomes import MIX, Outcome, outcomes
 from dho_plugin.analysis.surface import Surface, surface
 from dho_plugin.engine.evaluator import TestLogits
@@ -155,6 +156,12 @@ class Findings:
         """Return one training curve by step of every seed that has it."""
         return [found[tag] for found in self.scalars if tag in found]
 
+    @property
+    def linear_evaluations(self) -> list[tuple[int | None, LinearEvaluation]]:
+        """Return the seed and the stored linear evaluation of every run that has one."""
+        found = ((run.get("seed"), read_linear_evaluation(folder(run))) for run in self.runs)
+        return [(seed, score) for seed, score in found if score is not None]
+
     def explain(self) -> list[str]:
         """Return what cannot be shown of these runs, each with its reason."""
         reasons = []
@@ -171,6 +178,8 @@ class Findings:
             reasons.append("training curves: the runs' folders hold no tensorboard files")
         if not self.gradients and not is_zero_shot(self.runs[0]):
             reasons.append("gradients: not recorded (TRAINER.DHO.PROBE_GRADIENTS is 0)")
+        if not self.linear_evaluations and not is_zero_shot(self.runs[0]):
+            reasons.append("linear evaluation and t-SNE: they need the images; run dho-analyze features once")
         return [*self.left_out, *reasons, *(f"test set {name}: {why}" for name, why in self._missing_sets())]
 
     def _missing_sets(self) -> list[tuple[str, str]]:

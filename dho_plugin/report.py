@@ -16,7 +16,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from yacs.config import CfgNode
 
-from dho_plugin import __version__, exhibits
+import dho_plugin
+from dho_plugin import exhibits
 from dho_plugin.analysis.outcomes import CE, KD, MIX
 from dho_plugin.analysis.style import to_svg
 from dho_plugin.engine.config import as_plain, flatten, get_cfg_default
@@ -28,7 +29,7 @@ from dho_plugin.results import find_results
 from dho_plugin.rows import build_rows
 from dho_plugin.tables import format_table
 
-FILES = ("results.json", "config.json", "log.txt", "gradients.jsonl", "logits", "tensorboard")
+FILES = ("results.json", "config.json", "log.txt", "gradients.jsonl", "features.safetensors", "logits", "tensorboard")
 _OF_EACH_RUN = ("OUTPUT_DIR", "SEED")  # keys that say nothing of the method
 
 
@@ -53,7 +54,7 @@ def write_report(directories: Sequence[str | Path], out: str | Path) -> Path:
     page = environment.get_template("report.html.j2").render(
         title=_title(findings),
         made=datetime.date.today().isoformat(),
-        version=__version__,
+        version=dho_plugin.__version__,
         directories=[str(directory) for directory in directories],
         runs=len(results),
         table=_table(format_table(build_rows(results), "html")),
@@ -116,7 +117,7 @@ def _figure(one: exhibits.Exhibit, row: str) -> dict[str, Any]:
 
 def _row(found: Findings, out: Path) -> dict[str, Any]:
     """Return what the page shows of one row of the table."""
-    makers = (exhibits.heads, exhibits.surface, exhibits.training, exhibits.gradients)
+    makers = (exhibits.heads, exhibits.surface, exhibits.features, exhibits.training, exhibits.gradients)
     figures = [_figure(one, found.slug) for maker in makers for one in maker(found)]
     score = next((score for score in found.row.scores.values() if score is not None), None)
     return {
@@ -127,6 +128,7 @@ def _row(found: Findings, out: Path) -> dict[str, Any]:
         "figures": figures,
         "heads": list(_head_lines(found)),
         "cases": found.cases(),
+        "linear": found.linear_evaluations,
         "n": found.n,
         "main_set": found.main_set,
         "cost": [_cost(run) for run in found.runs],

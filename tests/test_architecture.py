@@ -18,6 +18,7 @@ FLOORS = {
     "dho_plugin.caching": 4,
     "dho_plugin.filling": 4,
     "dho_plugin.evaluation": 4,
+    "dho_plugin.probing": 4,
     "dho_plugin.dho_trainer": 4,
     "dho_plugin.trainers": 5,
     "dho_plugin.analysis": 5,
@@ -33,6 +34,7 @@ FLOORS = {
     "dho_plugin.findings": 6,
     "dho_plugin.exhibits": 6,
     "dho_plugin.report": 6,
+    "dho_plugin.run_features": 6,
     "dho_plugin.analyze": 6,
     "dho_plugin.register": 6,
 }

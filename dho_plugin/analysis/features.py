@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from dho_plugin.errors import DataError
+from dho_plugin.engine.files import atomic_write, read_json, write_json
+from dho_plugin.errors import CacheError, DataError
+
+Labeled = tuple[Tensor, Tensor]  # features (N, D) float, labels (N,) int64
 
 
 class LinearEvaluation(NamedTuple):
@@ -82,3 +88,37 @@ def embed(features: Tensor, seed: int = 0, perplexity: float = 30.0) -> Tensor:
     perplexity = min(perplexity, (len(features) - 1) / 3)
     found = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features.float().numpy())
     return torch.from_numpy(found)
+
+
+def store_features(run_dir: str | Path, train: Labeled, test: Labeled) -> None:
+    """Keep the features of a run's training and test images in its folder, as float16."""
+    tensors = {"train": train[0].half(), "train_labels": train[1], "test": test[0].half(), "test_labels": test[1]}
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    atomic_write(Path(run_dir) / "features.safetensors", lambda file: file.write(content))
+
+
+def read_features(run_dir: str | Path) -> tuple[Labeled, Labeled] | None:
+    """Return what `store_features` kept, as float32: of training and of test images; None where nothing is.
+
+    Raises:
+        CacheError: the file is damaged.
+    """
+    path = Path(run_dir) / "features.safetensors"
+    if not path.is_file():
+        return None
+    try:
+        kept = load_file(str(path))
+        return (kept["train"].float(), kept["train_labels"]), (kept["test"].float(), kept["test_labels"])
+    except (OSError, SafetensorError, KeyError) as error:
+        raise CacheError(f"stored features {path} cannot be read ({error}); delete the file") from error
+
+
+def store_linear_evaluation(run_dir: str | Path, score: LinearEvaluation) -> None:
+    """Keep a linear evaluation beside the features, where the report finds it."""
+    write_json(Path(run_dir) / "linear_evaluation.json", score._asdict())
+
+
+def read_linear_evaluation(run_dir: str | Path) -> LinearEvaluation | None:
+    """Return what `store_linear_evaluation` kept, or None."""
+    path = Path(run_dir) / "linear_evaluation.json"
+    return LinearEvaluation(**read_json(path)) if path.is_file() else None

@@ -18,13 +18,13 @@ INK = "#010203"  # of text and axes; a page replaces it by the colour of its own
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
 LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-WIDTH = 4.6  # inches; at 9 pt the text can be read where a phone shows the figure over its whole width
+WIDTH = 4.6  # inches; at 10 pt the text can be read where a phone shows the figure over its whole width
 RC = {
     "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "legend.fontsize": 8,
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.labelsize": 10,
+    "legend.fontsize": 9,
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -76,6 +76,8 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(url\(#|xlink:href="#)', rf"\1{name}-", text).replace("xlink:href", "href")
     text = text.replace("font-family: 'DejaVu Sans'", "font-family: inherit").replace(INK, "currentColor")
+    for place, colour in enumerate(PALETTE):  # lighter in the dark, where the page says so
+        text = text.replace(colour.lower(), f"var(--series-{place}, {colour})")
     text = re.sub(r"(\d+\.\d{2})\d+", r"\1", text)  # hundredths of a point
     size = re.search(r'viewBox="([^"]+)"', text)[1]
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{size}" role="img" aria-label="{_quoted(label)}"'

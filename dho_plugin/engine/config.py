@@ -28,6 +28,7 @@ PRECISIONS = ("fp32", "fp16", "amp", "bf16")
 EXECUTION_KEYS = frozenset({
     "OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATASET.UNREADABLE", "DATALOADER.NUM_WORKERS",
     "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TRAIN.ACCUMULATION", "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT",
+    "TRAINER.DHO.PROBE_GRADIENTS",
     "USE_CUDA", "MODEL.FEATURES", "TRAINER.DHO.TEACHER.MODE", "MODEL.TEXT_TOWER", "MODEL.TEXT_CHECKPOINTING",
     "MODEL.IMAGE_TOWER", "MODEL.IMAGE_CHECKPOINTING", "MODEL.CHANNELS_LAST", "MODEL.COMPILE",
 })  # fmt: skip
@@ -205,6 +206,7 @@ def check_cfg(cfg: CfgNode) -> None:
           for key, value in (("MODEL.FEATURES", cfg.MODEL.FEATURES), ("TRAINER.DHO.TEACHER.MODE", dho.TEACHER.MODE))),
         ("INPUT.VIEWS", cfg.INPUT.VIEWS, cfg.INPUT.VIEWS >= 0, "0 or more"),
         ("INPUT.JPEG_GAP", cfg.INPUT.JPEG_GAP, cfg.INPUT.JPEG_GAP == 0 or cfg.INPUT.JPEG_GAP >= 1, "0, or 1 and above"),
+        ("TRAINER.DHO.PROBE_GRADIENTS", dho.PROBE_GRADIENTS, dho.PROBE_GRADIENTS >= 0, "0 (never) or more"),
         ("TRAIN.ACCUMULATION", cfg.TRAIN.ACCUMULATION, cfg.TRAIN.ACCUMULATION >= 1, "1 or more"),
         ("TRAIN.COUNT_ITER", cfg.TRAIN.COUNT_ITER, cfg.TRAIN.COUNT_ITER in ("train_x", "train_u", "smaller_one"),
          "train_x, train_u or smaller_one"),
