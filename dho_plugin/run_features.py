@@ -35,8 +35,8 @@ def evaluate_features(run_dir: Path, root: str = "") -> LinearEvaluation:
     """
     kept = read_features(run_dir)
     if kept is None:
-        kept = compute_features(run_dir, root)
-        store_features(run_dir, *kept)
+        store_features(run_dir, *compute_features(run_dir, root))
+        kept = read_features(run_dir)  # rounded as the next evaluation finds them
     score = linear_evaluation(*kept[0], *kept[1])
     store_linear_evaluation(run_dir, score)
     return score

@@ -85,4 +85,5 @@ def _outcome(kept: TestLogits, probabilities: Callable[[Tensor, Tensor | None], 
         indices.append(best.indices)
         values.append(best.values)
     top_probs = torch.cat(values)
-    return Outcome(torch.cat(first), top_probs[:, 0], kept.labels, torch.cat(indices), top_probs)
+    labels = kept.labels.clone()  # it would keep the whole file in memory
+    return Outcome(torch.cat(first), top_probs[:, 0], labels, torch.cat(indices), top_probs)
