@@ -1,18 +1,15 @@
 """The report: what stands in it, what it leaves out and why, and how a browser shows it."""
 
 import html
-import importlib.util
 import json
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from dho_plugin.report import main, write_report
 
-ROOT = Path(__file__).parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
@@ -39,17 +36,9 @@ addEventListener("load", () => {
 });
 </script>"""
 # A window is at least 500 pixels wide; a frame can be as narrow as a phone.
-FRAME = """<!doctype html><script>addEventListener("message", (e) => { document.body.textContent = "found:" + e.data + ":found"; });
+FRAME = """<!doctype html><script>
+addEventListener("message", (e) => { document.body.textContent = "found:" + e.data + ":found"; });
 </script><body><iframe src="watched.html" style="border:0;width:WIDTHpx;height:900px"></iframe></body>"""
-
-
-@pytest.fixture(scope="module")
-def write_run():
-    """Return the benchmark's function that writes a finished run's folder."""
-    spec = importlib.util.spec_from_file_location("benchmarks_report_runs", ROOT / "benchmarks" / "report.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.write_run
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,95 @@
+"""Figures as files: what each command writes, and what it says where there is nothing to draw."""
+
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from dho_plugin.analysis.features import read_features, read_linear_evaluation
+from dho_plugin.analyze import main
+from dho_plugin.run_features import compute_features
+from dho_plugin.train import main as train
+
+
+@pytest.fixture
+def run(write_run, tmp_path):
+    """A run with two heads, validation images, curves and recorded gradients."""
+    return write_run(tmp_path / "run", {"test": 40}, 4, validation=20)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("heads", ("accuracy", "confidence", "reliability", "agreement", "error-reduction")),
+        ("surface", ("surface",)),
+        ("gradients", ("gradients-cosines", "gradients-inner", "gradients-discrepancy", "gradients-eigenvalue")),
+    ],
+)
+def test_each_figure_is_a_pdf_and_a_png(run, tmp_path, capsys, kind, names):
+    out = tmp_path / "figures"
+    assert main([kind, str(run), "--out", str(out)]) == 0
+    found = {path.name for path in out.iterdir()}
+    assert found == {f"vpt-3-dho-unlabeled-{name}.{ending}" for name in names for ending in ("pdf", "png")}
+    assert set(capsys.readouterr().out.split()) == {str(out / name) for name in found}
+    for path in out.iterdir():
+        if path.suffix == ".pdf":
+            assert path.read_bytes().startswith(b"%PDF")
+        else:
+            assert Image.open(path).width > 600
+
+
+def test_figures_are_the_same_each_time(run, tmp_path):
+    for out in ("a", "b"):
+        assert main(["surface", str(run), "--out", str(tmp_path / out)]) == 0
+    for name in ("vpt-3-dho-unlabeled-surface.pdf", "vpt-3-dho-unlabeled-surface.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_curves_over_shots_and_gains_over_data_sets(write_run, tmp_path, capsys):
+    for dataset in ("one", "two"):
+        for shots in (1, 4):
+            for heads in (1, 2):
+                folder = tmp_path / f"runs/{dataset}/{shots}/{heads}"
+                write_run(folder, {"test": 30}, 4, heads=heads, shots=shots, dataset=dataset)
+                if (dataset, shots) != ("one", 1):  # the curves of two rows are enough
+                    shutil.rmtree(folder / "tensorboard")
+    assert main(["curves", str(tmp_path / "runs"), "--out", str(tmp_path / "figures")]) == 0
+    written = capsys.readouterr().out
+    for name in ("shots-one.pdf", "shots-two.png", "gains.pdf", "losses.png", "cost-seconds.pdf"):
+        assert name in written
+
+
+def test_cases_are_text(run, tmp_path):
+    assert main(["cases", str(run), "--out", str(tmp_path), "--count", "2"]) == 0
+    text = (tmp_path / "vpt-3-dho-unlabeled-cases.txt").read_text()
+    assert text.count("Right: ") == 5
+    assert "class 1 <of> 4" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("surface", "no second head"), ("gradients", "PROBE_GRADIENTS"), ("cases", "no second head")]
+)
+def test_nothing_to_draw_says_why(write_run, tmp_path, capsys, kind, reason):
+    write_run(tmp_path / "run", {"test": 20}, 3, heads=1)
+    assert main([kind, str(tmp_path), "--out", str(tmp_path / "figures")]) == 2
+    error = capsys.readouterr().err
+    assert f"{kind}: nothing to draw" in error
+    assert reason in error
+    assert not (tmp_path / "figures").exists()
+
+
+def test_features_of_a_trained_run(shared_command, tmp_path, capsys):
+    line = shared_command("LinearProbe_DHO", tmp_path / "run", "OPTIM.MAX_EPOCH", "1", "OPTIM.WARMUP_STEPS", "0")
+    assert train(line) == 0
+    assert main(["features", str(tmp_path / "run"), "--out", str(tmp_path / "figures"), "--classes", "4"]) == 0
+    assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".pdf", ".png"}
+    (train_z, train_y), (test_z, test_y) = read_features(tmp_path / "run")
+    assert (len(train_y), len(test_y)) == (24, 8)  # 4 classes with 6 and 2 images: all labeled ones, not the shots only
+    score = read_linear_evaluation(tmp_path / "run")
+    assert score.n == 8
+    assert f"{score.top1:.1f}" in capsys.readouterr().out
+    again = compute_features(tmp_path / "run")
+    torch.testing.assert_close(again[1][0].half().float(), test_z)
+    assert torch.equal(again[0][1], train_y)
+    assert train_z.shape == (24, test_z.shape[1])
