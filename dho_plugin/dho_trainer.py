@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dho_plugin.caching import FeatureCaching
+from dho_plugin.conflicts import GradientProbing
 from dho_plugin.core.heads import LinearHead, build_head
 from dho_plugin.core.losses import dho_loss
 from dho_plugin.engine.checkpoint import load_checkpoint, model_path
@@ -24,7 +25,6 @@ from dho_plugin.models.student import DualHeadNet, Student
 from dho_plugin.models.templates import templates_for
 from dho_plugin.models.text_tower import checkpoint_text
 from dho_plugin.models.zeroshot import class_features
-from dho_plugin.probing import GradientProbing
 from dho_plugin.teachers import Teacher, build_teacher, load_teacher, teacher_label
 
 

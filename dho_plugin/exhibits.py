@@ -125,7 +125,7 @@ def overviews(findings: Sequence[Findings]) -> Iterator[Exhibit]:
         if rows := [(row, found) for row, found in values if found]:
             what = "mean of the four shifted sets" if name == "OOD" else title
             caption = f"Accuracy, {what}: a point a seed, a dash their mean; in brackets the number of seeds."
-            figure = run_figures.overview(rows, f"accuracy, {title} (%), n = {_images(findings, name):,} images")
+            figure = run_figures.overview(rows, f"accuracy, {title} (%)\nn = {_images(findings, name):,} images")
             yield Exhibit(f"overview-{name}", caption, figure)
     for key, label, words in (
         ("seconds", "training time (s)", "Seconds of training and its tests."),

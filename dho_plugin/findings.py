@@ -214,7 +214,7 @@ def title(name: str) -> str:
 
 def _names(rows: Sequence[Row]) -> list[str]:
     names = [row.labels["Method"] + _KIND_WORDS.get(kind(row.runs[0]), "") for row in rows]
-    for column in ("Labeled", "Teacher", "Dataset", "Config"):
+    for column in ("Labeled", "Dataset", "Teacher", "Config"):
         if len(set(names)) == len(names):
             break
         if len({row.labels[column] for row in rows}) > 1:

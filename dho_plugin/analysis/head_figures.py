@@ -97,8 +97,8 @@ def error_reduction(found: Agreement, n: str) -> Figure:
     def paint(axes):
         for place, (_, before, after) in enumerate(rows):
             for shift, share, colour, label in (
-                (-0.19, before, PALETTE[6], "errors of the head"),
-                (0.19, after, PALETTE[2], "of these, still errors of the mix"),
+                (-0.19, before, PALETTE[6], "head's errors"),
+                (0.19, after, PALETTE[2], "left in the mix"),
             ):
                 axes.barh(place + shift, share, height=0.34, color=colour, label=None if place else label)
                 text = f"{share:.1f}%"
@@ -143,7 +143,7 @@ def alpha_beta(found: Surface, fixed: tuple[float, float]) -> Figure:
 
     def paint(axes):
         image = axes.pcolormesh(found.accuracy.numpy(), cmap="cividis")
-        bar = axes.figure.colorbar(image, ax=axes, label=f"validation accuracy (%), n = {found.n:,} images")
+        bar = axes.figure.colorbar(image, ax=axes, label=f"validation accuracy (%)\nn = {found.n:,} images")
         bar.outline.set_visible(False)
         axes.set_xticks(np.arange(len(found.betas)) + 0.5, [f"{beta:g}" for beta in found.betas])
         axes.set_yticks(np.arange(len(found.alphas)) + 0.5, [f"{alpha:g}" for alpha in found.alphas])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -22,16 +23,19 @@ def overview(rows: Sequence[tuple[str, Sequence[float]]], label: str) -> Figure:
         label: of the axis, with its unit.
     """
 
+    names = ["\n".join(textwrap.wrap(f"{name} ({len(values)})", 26)) for name, values in rows]
+    lines = max(1 + name.count("\n") for name in names)
+
     def paint(axes):
         for place, (_, values) in enumerate(rows):
             axes.plot(values, [place] * len(values), "o", color=PALETTE[0], markersize=4.5, alpha=0.7)
             axes.vlines(np.mean(values), place - 0.32, place + 0.32, color=PALETTE[1], linewidth=2)
-        axes.set_yticks(range(len(rows)), [f"{name} ({len(values)})" for name, values in rows])
+        axes.set_yticks(range(len(rows)), names)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(5))
 
-    return draw(paint, height=1.0 + 0.24 * len(rows))
+    return draw(paint, height=1.0 + (0.08 + 0.17 * lines) * len(rows))
 
 
 def lines_over_steps(

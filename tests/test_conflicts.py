@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from dho_plugin.conflicts import GradientProbing, unchanged
 from dho_plugin.core.losses import ce_loss, dho_loss, kd_loss
 from dho_plugin.errors import ConfigError
-from dho_plugin.probing import GradientProbing, unchanged
 
 N, U, C, D = 4, 3, 5, 6
 
