@@ -62,7 +62,8 @@ def _carry_out(args: argparse.Namespace) -> None:
         for found in findings:
             written += _write(exhibits.training(found), out, found.slug)
     else:
-        written = [path for found in findings for path in _write(EACH[args.kind](found), out, found.slug)]
+        written = _write(exhibits.compared_gradients(findings), out, "all") if args.kind == "gradients" else []
+        written += [path for found in findings for path in _write(EACH[args.kind](found), out, found.slug)]
     if not written:
         raise DataError(f"{args.kind}: nothing to draw. {_reasons(findings)}")
     print("\n".join(map(str, written)))

@@ -116,6 +116,18 @@ def gradients(found: Findings) -> Iterator[Exhibit]:
             yield Exhibit(f"gradients-{name}", caption, run_figures.lines_over_steps(series, label, zero=True))
 
 
+def compared_gradients(findings: Sequence[Findings]) -> Iterator[Exhibit]:
+    """Yield each recorded quantity with a line a row, such as a single head beside DHO (DHO, Fig. 4 and 13)."""
+    probed = [found for found in findings if found.gradients]
+    for label, quantities, caption in GRADIENTS.values() if len(probed) > 1 else ():
+        for key, title in quantities.items():
+            series = {found.name: [one[key] for one in found.gradients if key in one] for found in probed}
+            if series := {name: seeds for name, seeds in series.items() if seeds}:
+                words = f"{title[0].upper()}{title[1:]}: {caption}" if len(quantities) > 1 else caption
+                figure = run_figures.lines_over_steps(series, label, zero=True)
+                yield Exhibit(f"gradients-{key.replace('_', '-')}", words, figure)
+
+
 def overviews(findings: Sequence[Findings]) -> Iterator[Exhibit]:
     """Yield, for each column of the table, all rows beside each other, and the cost of each."""
     columns = score_columns([run for found in findings for run in found.runs])

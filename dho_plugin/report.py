@@ -59,7 +59,7 @@ def write_report(directories: Sequence[str | Path], out: str | Path) -> Path:
         runs=len(results),
         table=_table(format_table(build_rows(results), "html")),
         paired=_paired(results),
-        overviews=[_figure(one, "all") for one in [*exhibits.overviews(findings), *exhibits.curves(findings)]],
+        overviews=[_figure(one, "all") for one in _of_all(findings)],
         rows=[_row(found, out) for found in findings],
         versions=_versions(results),
     )
@@ -94,6 +94,11 @@ def _carry_out(args: argparse.Namespace) -> None:
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
     if args.open:
         webbrowser.open(path.resolve().as_uri())
+
+
+def _of_all(findings: Sequence[Findings]) -> list[exhibits.Exhibit]:
+    makers = (exhibits.overviews, exhibits.curves, exhibits.compared_gradients)
+    return [one for maker in makers for one in maker(findings)]
 
 
 def _title(findings: Sequence[Findings]) -> str:

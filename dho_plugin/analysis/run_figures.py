@@ -23,7 +23,7 @@ def overview(rows: Sequence[tuple[str, Sequence[float]]], label: str) -> Figure:
         label: of the axis, with its unit.
     """
 
-    names = ["\n".join(textwrap.wrap(f"{name} ({len(values)})", 26)) for name, values in rows]
+    names = ["\n".join(textwrap.wrap(f"{name} ({len(values)})", 32)) for name, values in rows]
     lines = max(1 + name.count("\n") for name in names)
 
     def paint(axes):
