@@ -16,7 +16,7 @@ from dho_plugin.paper import beside_the_papers
 from dho_plugin.results import find_evaluations, find_results
 from dho_plugin.rows import Row, Score, build_rows, shown_columns
 
-FORMATS = {"plain": "simple", "markdown": "github", "latex": "latex_raw", "html": "html", "csv": ""}
+FORMATS = {"plain": "simple", "markdown": "github", "latex": "latex_raw", "csv": ""}
 PAIRED_FORMATS = ("plain", "markdown")
 
 
@@ -25,7 +25,7 @@ def format_table(rows: Sequence[Row], style: str = "plain", decimals: int = 1) -
 
     Args:
         rows: what `build_rows` returned.
-        style: "plain", "markdown", "latex", "html" or "csv" (there mean and standard deviation have a column each).
+        style: "plain", "markdown", "latex", "html" (for a page) or "csv" (there mean and standard deviation have a column each).
         decimals: digits after the point.
 
     Returns:
@@ -45,7 +45,7 @@ def format_table(rows: Sequence[Row], style: str = "plain", decimals: int = 1) -
     ]
     headers = [*labels, *map(escape, titles), "Seeds"]
     align = ["left"] * len(labels) + ["right"] * (len(headers) - len(labels))
-    return tabulate(body, headers, tablefmt=FORMATS[style], disable_numparse=True, colalign=align)
+    return tabulate(body, headers, tablefmt=FORMATS.get(style, style), disable_numparse=True, colalign=align)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
