@@ -25,7 +25,7 @@ def format_table(rows: Sequence[Row], style: str = "plain", decimals: int = 1) -
 
     Args:
         rows: what `build_rows` returned.
-        style: "plain", "markdown", "latex", "html" (for a page) or "csv" (there mean and standard deviation have a column each).
+        style: "plain", "markdown", "latex", "html" or "csv" (there mean and standard deviation have a column each).
         decimals: digits after the point.
 
     Returns:
