@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from dho_plugin import exhibits
 from dho_plugin.analysis.style import save_figure
+from dho_plugin.case_images import pictured_cases
 from dho_plugin.engine.files import atomic_write_text
 from dho_plugin.errors import DataError, run_command
 from dho_plugin.exhibits import Exhibit
@@ -33,7 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("directories", nargs="+", metavar="RUN_DIR", help="runs, or folders with runs")
     parser.add_argument("--out", default="figures", help="folder for the figures (default: figures)")
     parser.add_argument("--count", type=int, default=3, help="cases: how many of each kind (default: 3)")
-    parser.add_argument("--root", default="", help="features: where the data lie, if not where they lay in training")
+    words = "where the data lie: for the images of cases; for features, if not where they lay in training"
+    parser.add_argument("--root", default="", help=words)
     parser.add_argument("--classes", type=int, default=10, help="features: the first so many classes in t-SNE's plane")
     return parser
 
@@ -55,6 +57,8 @@ def _carry_out(args: argparse.Namespace) -> None:
     findings, out = find(find_results(args.directories)), Path(args.out)
     if args.kind == "cases":
         written = list(_write_cases(findings, out, args.count))
+        for found in findings if args.root else ():
+            written += _write(pictured_cases(found, args.root, args.count), out, found.slug)
     elif args.kind == "features":
         written = _evaluate_features([one for one in findings if not is_zero_shot(one.runs[0])], args, out)
     elif args.kind == "curves":

@@ -20,6 +20,7 @@ import dho_plugin
 from dho_plugin import exhibits
 from dho_plugin.analysis.outcomes import CE, KD, MIX
 from dho_plugin.analysis.style import to_svg
+from dho_plugin.case_images import pictured_cases
 from dho_plugin.engine.config import as_plain, flatten, get_cfg_default
 from dho_plugin.engine.files import atomic_write_text
 from dho_plugin.errors import run_command
@@ -33,12 +34,13 @@ FILES = ("results.json", "config.json", "log.txt", "gradients.jsonl", "features.
 _OF_EACH_RUN = ("OUTPUT_DIR", "SEED")  # keys that say nothing of the method
 
 
-def write_report(directories: Sequence[str | Path], out: str | Path) -> Path:
+def write_report(directories: Sequence[str | Path], out: str | Path, root: str = "") -> Path:
     """Write the report of all runs below some folders.
 
     Args:
         directories: folders to search for results.json.
         out: the HTML file.
+        root: where the data lie, for the images of the cases; "" shows none.
 
     Returns:
         Its path.
@@ -60,7 +62,7 @@ def write_report(directories: Sequence[str | Path], out: str | Path) -> Path:
         table=_table(format_table(build_rows(results), "html")),
         paired=_paired(results),
         overviews=[_figure(one, "all") for one in _of_all(findings)],
-        rows=[_row(found, out) for found in findings],
+        rows=[_row(found, out, root) for found in findings],
         versions=_versions(results),
     )
     atomic_write_text(out, page)
@@ -72,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dho-report", description=__doc__)
     parser.add_argument("directories", nargs="+", metavar="DIR", help="folder with runs; every results.json counts")
     parser.add_argument("--out", default="report.html", help="the file to write (default: report.html)")
+    parser.add_argument("--root", default="", help="where the data lie: also show the images of the cases")
     parser.add_argument("--open", action="store_true", help="open it in the browser")
     return parser
 
@@ -90,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _carry_out(args: argparse.Namespace) -> None:
-    path = write_report(args.directories, args.out)
+    path = write_report(args.directories, args.out, args.root)
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
     if args.open:
         webbrowser.open(path.resolve().as_uri())
@@ -120,7 +123,7 @@ def _figure(one: exhibits.Exhibit, row: str) -> dict[str, Any]:
     return {"svg": Markup(svg), "caption": one.caption}
 
 
-def _row(found: Findings, out: Path) -> dict[str, Any]:
+def _row(found: Findings, out: Path, root: str) -> dict[str, Any]:
     """Return what the page shows of one row of the table."""
     makers = (exhibits.heads, exhibits.surface, exhibits.features, exhibits.training, exhibits.gradients)
     figures = [_figure(one, found.slug) for maker in makers for one in maker(found)]
@@ -133,6 +136,7 @@ def _row(found: Findings, out: Path) -> dict[str, Any]:
         "figures": figures,
         "heads": list(_head_lines(found)),
         "cases": found.cases(),
+        "pictures": [_figure(one, found.slug) for one in pictured_cases(found, root)] if root else [],
         "linear": found.linear_evaluations,
         "n": found.n,
         "main_set": found.main_set,

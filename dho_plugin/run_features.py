@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
+from yacs.config import CfgNode
 
 from dho_plugin.analysis.features import (
     Labeled,
@@ -42,6 +43,25 @@ def evaluate_features(run_dir: Path, root: str = "") -> LinearEvaluation:
     return score
 
 
+def run_config(run_dir: Path, root: str = "") -> CfgNode:
+    """Return a run's frozen config, its data set and trainer registered.
+
+    Args:
+        run_dir: the run's folder.
+        root: where the data lie, "" for where they lay in training.
+
+    Raises:
+        ConfigError: the file is missing, or has unknown keys or names.
+    """
+    cfg = get_cfg_default()
+    merge_file(cfg, run_dir / "config.json")
+    if root:
+        cfg.DATASET.ROOT = root
+    cfg.freeze()
+    check_names(cfg)
+    return cfg
+
+
 @torch.no_grad()
 def compute_features(run_dir: Path, root: str = "") -> tuple[Labeled, Labeled]:
     """Return features and labels of a run's training images and of its test images, as its model sees them.
@@ -53,13 +73,7 @@ def compute_features(run_dir: Path, root: str = "") -> tuple[Labeled, Labeled]:
     Raises:
         DHOError: data or model cannot be read.
     """
-    cfg = get_cfg_default()
-    merge_file(cfg, run_dir / "config.json")
-    if root:
-        cfg.DATASET.ROOT = root
-    cfg.freeze()
-    check_names(cfg)
-    trainer = build_trainer(cfg)
+    trainer = build_trainer(run_config(run_dir, root))
     trainer.load_model(run_dir)
     trainer.set_model_mode("eval")
     data = trainer.dataset

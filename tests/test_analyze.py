@@ -2,12 +2,21 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from dho_plugin.analysis.case_figures import case_rows
+from dho_plugin.analysis.cases import Case
 from dho_plugin.analysis.features import read_features, read_linear_evaluation
+from dho_plugin.analysis.style import to_svg
 from dho_plugin.analyze import main
+from dho_plugin.case_images import run_data, thumbnail
+from dho_plugin.engine.evaluator import TestLogits
+from dho_plugin.errors import DataError
+from dho_plugin.findings import find
+from dho_plugin.results import find_results
 from dho_plugin.run_features import compute_features
 from dho_plugin.train import main as train
 
@@ -93,3 +102,30 @@ def test_features_of_a_trained_run(shared_command, tmp_path, capsys):
     torch.testing.assert_close(again[1][0].half().float(), test_z)
     assert torch.equal(again[0][1], train_y)
     assert train_z.shape == (24, test_z.shape[1])
+
+
+def test_pictured_cases_are_the_images_of_the_run_s_own_data(shared_command, tmp_path, capsys):
+    line = shared_command("LinearProbe_DHO", tmp_path / "run", "OPTIM.MAX_EPOCH", "1", "OPTIM.WARMUP_STEPS", "0")
+    assert train(line) == 0
+    root = line[line.index("--root") + 1]
+    (found,) = find(find_results([tmp_path / "run"]))
+    items = run_data(found, root).test
+    labels = TestLogits.load(tmp_path / "run" / "logits" / "val.safetensors").labels
+    assert [item.label for item in items] == labels.tolist()
+    picture = np.asarray(thumbnail(items[3].impath))  # 40 x 32 pixels: the middle 32 of each line
+    middle = Image.open(items[3].impath).convert("RGB").crop((4, 0, 36, 32)).resize((96, 96), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(picture, np.asarray(middle))
+    with pytest.raises(DataError, match="are not those of"):
+        run_data(find(find_results([tmp_path / "run"]))[0], str(shared_root(shared_command, classes=5)))
+
+
+def shared_root(shared_command, classes):
+    line = shared_command("LinearProbe_DHO", "nothing", classes=classes)
+    return line[line.index("--root") + 1]
+
+
+def test_case_figure_shows_image_and_answers(tmp_path):
+    case = Case(7, "a cat", {"CE head": [("a dog", 60.0), ("a cat", 30.0)], "mix": [("a cat", 55.0), ("a dog", 40.0)]})
+    svg = to_svg(case_rows([(Image.new("RGB", (96, 96), "red"), case)] * 2), "x", "cases")
+    for text in (">a cat<", ">a dog 60<", ">a cat 55<", ">CE head (%)<", ">mix (%)<", "data:image/png;base64,"):
+        assert text in svg

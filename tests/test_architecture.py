@@ -32,6 +32,7 @@ FLOORS = {
     "dho_plugin.paper": 6,
     "dho_plugin.hosts": 6,
     "dho_plugin.findings": 6,
+    "dho_plugin.case_images": 6,
     "dho_plugin.exhibits": 6,
     "dho_plugin.report": 6,
     "dho_plugin.run_features": 6,

@@ -60,7 +60,7 @@ def lines_over_steps(
         if len(series) > 1:
             _legend(axes)
 
-    return draw(paint)
+    return draw(paint, height=3.1 + (0.17 * len(series) if max(map(len, series)) > 20 else 0))
 
 
 def over_shots(series: Mapping[str, Sequence[Mapping[int, float]]], ylabel: str) -> Figure:
@@ -80,7 +80,7 @@ def over_shots(series: Mapping[str, Sequence[Mapping[int, float]]], ylabel: str)
         axes.set(xlabel=f"labeled images a class (n = {_seeds(series)})", ylabel=ylabel)
         _legend(axes)
 
-    return draw(paint, height=2.6 + 0.1 * len(series))
+    return draw(paint, height=2.9 + 0.17 * len(series))
 
 
 def plane(points: Tensor, labels: Tensor, title: str) -> Figure:
@@ -137,7 +137,11 @@ def _band(axes: Axes, found: Band, place: int, name: str) -> None:
 
 
 def _legend(axes: Axes) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2, handlelength=2, columnspacing=1)
+    """Put the legend above the panel: two names a line, a long one alone."""
+    _, names = axes.get_legend_handles_labels()
+    columns = 1 if max(map(len, names)) > 20 else 2
+    look = {"borderaxespad": 0.2, "handlelength": 2, "columnspacing": 1}
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, **look)
 
 
 def _seeds(series: Mapping[str, Sequence]) -> str:
