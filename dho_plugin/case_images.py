@@ -16,7 +16,7 @@ from dho_plugin.exhibits import Exhibit
 from dho_plugin.findings import Findings, folder
 from dho_plugin.run_features import run_config
 
-SIDE = 96  # pixels of a shown image
+SIDE = 72  # pixels of a shown image
 
 
 def pictured_cases(found: Findings, root: str, count: int = 3) -> Iterator[Exhibit]:

@@ -113,7 +113,7 @@ def test_pictured_cases_are_the_images_of_the_run_s_own_data(shared_command, tmp
     labels = TestLogits.load(tmp_path / "run" / "logits" / "val.safetensors").labels
     assert [item.label for item in items] == labels.tolist()
     picture = np.asarray(thumbnail(items[3].impath))  # 40 x 32 pixels: the middle 32 of each line
-    middle = Image.open(items[3].impath).convert("RGB").crop((4, 0, 36, 32)).resize((96, 96), Image.Resampling.BICUBIC)
+    middle = Image.open(items[3].impath).convert("RGB").crop((4, 0, 36, 32)).resize((72, 72), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(picture, np.asarray(middle))
     with pytest.raises(DataError, match="are not those of"):
         run_data(find(find_results([tmp_path / "run"]))[0], str(shared_root(shared_command, classes=5)))

@@ -24,9 +24,9 @@ def case_rows(cases: Sequence[tuple[Image.Image, Case]]) -> Figure:
         for axes, head in zip(panels[0][1:], cases[0][1].top, strict=True):
             axes.set_title(f"{head} (%)", loc="left")
         for row, (image, case) in zip(panels, cases, strict=True):
-            row[0].imshow(image)
+            row[0].imshow(image, interpolation="none")  # a page holds its own pixels
             row[0].set_axis_off()
-            row[0].set_title(_short(case.label), loc="left")
+            row[0].set_title(_short(case.label, 15), loc="left", fontsize=7)
             for axes, top in zip(row[1:], case.top.values(), strict=True):
                 _bars(axes, top, case.label)
         return figure
@@ -44,5 +44,5 @@ def _bars(axes, top: Sequence[tuple[str, float]], label: str) -> None:
     axes.spines["bottom"].set_visible(False)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 17 else name[:16] + "\u2026"
+def _short(name: str, length: int = 17) -> str:
+    return name if len(name) <= length else name[: length - 1] + "\u2026"
