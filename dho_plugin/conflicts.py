@@ -116,4 +116,6 @@ def _eigenvalue(ce_head: nn.Module | None, kd_head: nn.Module) -> float | None:
     weights = [getattr(head, "weight", None) for head in (ce_head, kd_head)]
     if not all(isinstance(weight, Tensor) and weight.ndim == 2 for weight in weights):
         return None
+    if weights[0].shape != weights[1].shape:  # what teaches features has no classes
+        return None
     return dominant_eigenvalue(weights[0], None if ce_head is kd_head else weights[1])
