@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from dho_plugin.caching import FeatureCaching
-from dho_plugin.conflicts import GradientProbing
 from dho_plugin.core.heads import LinearHead, build_head
 from dho_plugin.core.losses import dho_loss
 from dho_plugin.engine.checkpoint import load_checkpoint, model_path
 from dho_plugin.engine.data import ClassInfo
 from dho_plugin.engine.device import prepared
 from dho_plugin.engine.optim import build_lr_scheduler, build_optimizer
+from dho_plugin.engine.probing import GradientProbing
 from dho_plugin.engine.trainer import TrainerXU
 from dho_plugin.errors import ConfigError
 from dho_plugin.evaluation import HeadEvaluation

@@ -18,7 +18,6 @@ FLOORS = {
     "dho_plugin.caching": 4,
     "dho_plugin.filling": 4,
     "dho_plugin.evaluation": 4,
-    "dho_plugin.conflicts": 4,
     "dho_plugin.dho_trainer": 4,
     "dho_plugin.trainers": 5,
     "dho_plugin.analysis": 5,
