@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from dho_plugin.engine.probing import GradientProbing, unchanged
 from dho_plugin.core.losses import ce_loss, dho_loss, kd_loss
+from dho_plugin.engine.probing import GradientProbing, unchanged
 from dho_plugin.errors import ConfigError
 
 N, U, C, D = 4, 3, 5, 6
