@@ -84,6 +84,7 @@ def _evaluate_features(findings: Sequence[Findings], args: argparse.Namespace, o
         for run in found.runs:
             lines.append([found.name, run.get("seed"), *evaluate_features(folder(run), args.root)])
         written += _write(exhibits.features(found, args.classes), out, found.slug)
+    written += _write(exhibits.compared_features(findings, args.classes), out, "all")
     headers = ["method", "seed", "top-1 (%)", "top-5 (%)", "test images"]
     print(tabulate(lines, headers, floatfmt=".1f", missingval="-") + "\n")
     return written

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from dho_plugin.analysis import head_figures, run_figures
 from dho_plugin.analysis.curves import gain_over_second
@@ -85,12 +86,26 @@ def features(found: Findings, classes: int = 10) -> Iterator[Exhibit]:
         found: the runs of a row.
         classes: the first so many classes are drawn.
     """
-    kept = read_features(folder(found.runs[0]))
-    if kept is not None:
-        z, labels = kept[1]
-        shown = labels < classes
-        figure = run_figures.plane(embed(z[shown]), labels[shown], f"first {classes} classes")
+    if (shown := _plane_of(found, classes)) is not None:
+        figure = run_figures.planes({f"first {classes} classes": shown})
         yield Exhibit("tsne", f"t-SNE of the test images' features; seed {found.runs[0].get('seed')}.", figure)
+
+
+def compared_features(findings: Sequence[Findings], classes: int = 10) -> Iterator[Exhibit]:
+    """Yield the planes of all rows with stored features side by side (DHO, Fig. 7), where there are several."""
+    shown = {found.name: _plane_of(found, classes) for found in findings}
+    if len(shown := {name: plane for name, plane in shown.items() if plane is not None}) > 1:
+        figure = run_figures.planes(shown, columns=2)
+        yield Exhibit("tsne", f"t-SNE of the test images' features, first {classes} classes, first seed.", figure)
+
+
+def _plane_of(found: Findings, classes: int) -> tuple[Tensor, Tensor] | None:
+    kept = read_features(folder(found.runs[0]))
+    if kept is None:
+        return None
+    z, labels = kept[1]
+    shown = labels < classes
+    return embed(z[shown]), labels[shown]
 
 
 def training(found: Findings) -> Iterator[Exhibit]:

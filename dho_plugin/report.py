@@ -100,7 +100,7 @@ def _carry_out(args: argparse.Namespace) -> None:
 
 
 def _of_all(findings: Sequence[Findings]) -> list[exhibits.Exhibit]:
-    makers = (exhibits.overviews, exhibits.curves, exhibits.compared_gradients)
+    makers = (exhibits.overviews, exhibits.curves, exhibits.compared_gradients, exhibits.compared_features)
     return [one for maker in makers for one in maker(findings)]
 
 

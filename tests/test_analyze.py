@@ -9,7 +9,7 @@ from PIL import Image
 
 from dho_plugin.analysis.case_figures import case_rows
 from dho_plugin.analysis.cases import Case
-from dho_plugin.analysis.features import read_features, read_linear_evaluation
+from dho_plugin.analysis.features import read_features, read_linear_evaluation, store_features
 from dho_plugin.analysis.style import to_svg
 from dho_plugin.analyze import main
 from dho_plugin.case_images import run_data, thumbnail
@@ -102,6 +102,36 @@ def test_features_of_a_trained_run(shared_command, tmp_path, capsys):
     torch.testing.assert_close(again[1][0].half().float(), test_z)
     assert torch.equal(again[0][1], train_y)
     assert train_z.shape == (24, test_z.shape[1])
+
+
+def test_surface_of_a_trained_run_marks_what_the_run_chose(shared_command, tmp_path):
+    options = (
+        "OPTIM.MAX_EPOCH",
+        "1",
+        "OPTIM.WARMUP_STEPS",
+        "0",
+        "DATASET.NUM_VAL_SHOTS",
+        "2",
+        "TRAINER.DHO.SEARCH",
+        "True",
+    )
+    assert train(shared_command("LinearProbe_DHO", tmp_path / "run", *options)) == 0
+    (found,) = find(find_results([tmp_path / "run"]))
+    assert found.surface.best == (found.runs[0]["alpha"], found.runs[0]["beta"])
+    assert found.surface.n == 8
+    assert main(["surface", str(tmp_path / "run"), "--out", str(tmp_path)]) == 0
+
+
+def test_rows_beside_each_other(write_run, tmp_path, capsys):
+    for name in ("one", "two"):
+        run = write_run(tmp_path / "runs" / name, {"test": 20}, 4, config_name=name)
+        labels = torch.arange(4).repeat(10)
+        store_features(run, (torch.randn(40, 6), labels), (torch.randn(40, 6), labels.clone()))
+    assert main(["gradients", str(tmp_path / "runs"), "--out", str(tmp_path / "figures")]) == 0
+    assert main(["features", str(tmp_path / "runs"), "--out", str(tmp_path / "figures")]) == 0
+    written = capsys.readouterr().out
+    for name in ("all-gradients-cosine-parameters.pdf", "all-gradients-eigenvalue.png", "all-tsne.pdf", "one-tsne.png"):
+        assert name in written, name
 
 
 def test_pictured_cases_are_the_images_of_the_run_s_own_data(shared_command, tmp_path, capsys):

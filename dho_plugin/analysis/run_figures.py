@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from dho_plugin.analysis.curves import Band, band
-from dho_plugin.analysis.style import INK, LINES, MARKERS, PALETTE, draw
+from dho_plugin.analysis.style import INK, LINES, MARKERS, PALETTE, RC, WIDTH, draw
 
 
 def overview(rows: Sequence[tuple[str, Sequence[float]]], label: str) -> Figure:
@@ -83,25 +84,33 @@ def over_shots(series: Mapping[str, Sequence[Mapping[int, float]]], ylabel: str)
     return draw(paint, height=2.9 + 0.17 * len(series))
 
 
-def plane(points: Tensor, labels: Tensor, title: str) -> Figure:
-    """Draw t-SNE's plane, a colour and a marker a class (DHO, Fig. 7).
+def planes(shown: Mapping[str, tuple[Tensor, Tensor]], columns: int = 1) -> Figure:
+    """Draw t-SNE's planes side by side, a colour and a marker a class (DHO, Fig. 7).
 
     Args:
-        points: (N, 2).
-        labels: (N,).
-        title: what it shows.
+        shown: by title, points (N, 2) and labels (N,).
+        columns: how many are in a line.
     """
+    with matplotlib.rc_context(RC):
+        rows = -(-len(shown) // columns)
+        side = WIDTH * (1 if columns == 1 else 0.62)
+        figure = Figure(figsize=(side * columns, 0.92 * side * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axes, (title, (points, labels)) in zip(panels, shown.items(), strict=False):
+            _plane(axes, points, labels, title)
+        for axes in panels[len(shown) :]:
+            axes.set_axis_off()
+        return figure
 
-    def paint(axes):
-        for place, label in enumerate(labels.unique()):
-            mine = points[labels == label]
-            colour, marker = PALETTE[place % len(PALETTE)], MARKERS[(place // len(PALETTE)) % len(MARKERS)]
-            axes.scatter(mine[:, 0], mine[:, 1], s=7, c=colour, marker=marker, linewidths=0, rasterized=True)
-        axes.set(xlabel="t-SNE 1 (no unit)", ylabel=f"t-SNE 2 (no unit), n = {len(labels):,} images", title=title)
-        axes.set_xticks([])
-        axes.set_yticks([])
 
-    return draw(paint, height=4.2)
+def _plane(axes: Axes, points: Tensor, labels: Tensor, title: str) -> None:
+    for place, label in enumerate(labels.unique()):
+        mine = points[labels == label]
+        colour, marker = PALETTE[place % len(PALETTE)], MARKERS[(place // len(PALETTE)) % len(MARKERS)]
+        axes.scatter(mine[:, 0], mine[:, 1], s=7, c=colour, marker=marker, linewidths=0, rasterized=True)
+    axes.set(xlabel="t-SNE 1 (no unit)", ylabel=f"t-SNE 2 (no unit)\nn = {len(labels):,} images", title=title)
+    axes.set_xticks([])
+    axes.set_yticks([])
 
 
 def gains(values: Mapping[str, float], label: str) -> Figure:
