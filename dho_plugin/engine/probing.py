@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from dho_plugin.core.gradients import alignment, discrepancy, dominant_eigenvalue, image_alignment, residuals
-from dho_plugin.core.losses import ce_loss, kd_loss
 from dho_plugin.errors import ConfigError
 
 
@@ -43,7 +42,7 @@ class GradientProbing:
             file.write(json.dumps({"step": step, **record}) + "\n")
 
     def gradient_record(self, net: nn.Module, batches: Sequence[dict]) -> dict[str, float | None]:
-        """Return the quantities of DHO, Fig. 4 and 13, of the labeled and, after them, the unlabeled batch.
+        """Return the quantities of DHO, Fig. 4 and 13, by the method's own losses on the step's batches.
 
         Returns:
             cosine_parameters, inner_parameters: of the gradients of L_CE and L_KD (Eq. 6 and 7) with respect to the
@@ -52,21 +51,19 @@ class GradientProbing:
             (p_CE - y)^T (p_KD - p) at the training's temperature; eigenvalue: of W W^T or W_CE W_KD^T, None where the
             heads have no weight matrices.
         """
-        node, labels = self.cfg.TRAINER.DHO, batches[0]["label"]
-        n, options = len(labels), {"eta": node.ETA, "eta2": node.KD_ETA2}
+        labels, n = batches[0]["label"], len(batches[0]["label"])
         with torch.no_grad():
-            targets = self.teacher_logits(batches)
+            targets = self.teacher_targets(batches)
         z = net.student.features(torch.cat([batch["img"] for batch in batches]))
         below = self._below(net, z)
-        logits_ce, logits_kd = net.student.logits_ce(z[:n]), net.kd_head(z)
-        losses = [ce_loss(logits_ce, labels), kd_loss(logits_kd[:n], targets[:n], **options)]
-        if len(z) > n:
-            losses.append(kd_loss(logits_kd[n:], targets[n:], **options))
-        ce, labeled, *rest = (torch.autograd.grad(x, [z, *below], retain_graph=True, allow_unused=True) for x in losses)
-        full = [_sum(parts) for parts in zip(labeled, *rest, strict=True)]
+        logits_ce, taught = net.student.logits_ce(z[:n]), net.kd_head(z)
+        both, of_n = (self.objective(logits_ce, labels, taught[:k], targets[:k]) for k in (len(z), n))
+        if not both.ce.requires_grad:
+            raise self._unfit("learns no labels")
+        losses = both.ce, both.kd, of_n.kd
+        ce, full, labeled = (torch.autograd.grad(x, [z, *below], retain_graph=True, allow_unused=True) for x in losses)
         of_all, of_labeled = alignment(ce[1:], full[1:]), alignment(ce[1:], labeled[1:])
         of_features = image_alignment(n * ce[0][:n], n * labeled[0][:n])
-        detached = logits_ce.detach(), labels, logits_kd[:n].detach(), targets[:n]
         return {
             "cosine_parameters": of_all.cosine,
             "inner_parameters": of_all.inner,
@@ -74,9 +71,15 @@ class GradientProbing:
             "inner_parameters_labeled": of_labeled.inner,
             "cosine_features": of_features.cosine,
             "inner_features": of_features.inner,
-            "discrepancy": discrepancy(*residuals(*detached, eta=node.ETA)),
+            "discrepancy": self._discrepancy(logits_ce.detach(), labels, taught[:n].detach(), targets[:n]),
             "eigenvalue": _eigenvalue(getattr(net.student, "ce_head", None), net.kd_head),
         }
+
+    def _discrepancy(self, logits_ce: Tensor, labels: Tensor, taught: Tensor, targets: Tensor) -> float | None:
+        """Return the prediction-level discrepancy, None where the teacher teaches no logits of the classes."""
+        if not logits_ce.shape == taught.shape == targets.shape:
+            return None
+        return discrepancy(*residuals(logits_ce, labels, taught, targets, eta=self.cfg.TRAINER.DHO.ETA))
 
     def _below(self, net: nn.Module, z: Tensor) -> list[nn.Parameter]:
         """Return the parameters that the features depend on."""
@@ -104,11 +107,6 @@ def unchanged(net: nn.Module) -> Iterator[None]:
     with torch.no_grad():
         for buffer, value in zip(net.buffers(), kept, strict=True):
             buffer.copy_(value)
-
-
-def _sum(parts: Sequence[Tensor | None]) -> Tensor | None:
-    there = [part for part in parts if part is not None]
-    return sum(there) if there else None
 
 
 def _eigenvalue(ce_head: nn.Module | None, kd_head: nn.Module) -> float | None:

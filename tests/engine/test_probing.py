@@ -36,8 +36,12 @@ class Trainer(GradientProbing):
         node = SimpleNamespace(ETA=2.0, KD_ETA2=True, PROBE_GRADIENTS=1)
         self.cfg, self.targets = SimpleNamespace(TRAINER=SimpleNamespace(DHO=node)), targets
 
-    def teacher_logits(self, batches):
+    def teacher_targets(self, batches):
         return self.targets[: sum(len(batch["img"]) for batch in batches)]
+
+    def objective(self, logits_ce, labels, taught, targets):
+        parts = taught[:N], targets[:N], *((taught[N:], targets[N:]) if len(taught) > N else ())
+        return dho_loss(logits_ce, labels, *parts, lambda_=0.5, eta=2.0, eta2=True)
 
 
 @pytest.fixture(params=["one head", "two heads"])
@@ -162,4 +166,21 @@ def test_record_of_a_real_trainer_is_that_of_its_own_loss(started, shared_comman
 def test_what_has_no_two_gradients_says_so(started, shared_command, tmp_path, trainer, why):
     run = started(shared_command(trainer, tmp_path, "TRAINER.DHO.PROBE_GRADIENTS", "1"))
     with pytest.raises(ConfigError, match=f"PROBE_GRADIENTS is 1, but {trainer} has .*({why})"):
+        train(run, 1)
+
+
+@pytest.mark.parametrize("trainer", ["CEKD", "DHO", "SSKD", "DHKD", "CEKDFeature"])
+def test_every_method_that_learns_from_both_is_recorded(started, shared_command, tmp_path, trainer):
+    run = started(shared_command(f"Distill_{trainer}", tmp_path, "TRAINER.DHO.PROBE_GRADIENTS", "1"))
+    train(run, 1)
+    (found,) = (json.loads(line) for line in (tmp_path / "gradients.jsonl").read_text().splitlines())
+    missing = {"discrepancy", "eigenvalue"} if trainer == "CEKDFeature" else set()
+    assert {name for name, value in found.items() if value is None} == missing
+    assert -1 <= found["cosine_parameters"] <= 1
+
+
+@pytest.mark.parametrize(("trainer", "why"), [("KD", "learns no labels"), ("CE", "no KD loss")])
+def test_a_method_that_learns_from_one_says_so(started, shared_command, tmp_path, trainer, why):
+    run = started(shared_command(f"Distill_{trainer}", tmp_path, "TRAINER.DHO.PROBE_GRADIENTS", "1"))
+    with pytest.raises(ConfigError, match=why):
         train(run, 1)
