@@ -21,7 +21,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["dho_plugin", "dho_plugin.*"]), "dho_plugin.trainers"],
     package_dir={"dho_plugin.trainers": "trainers"},
-    package_data={"dho_plugin": ["**/*.json", "**/*.txt", "**/*.safetensors"]},
+    package_data={"dho_plugin": ["**/*.json", "**/*.txt", "**/*.safetensors", "**/*.j2"]},
     install_requires=[
         "torch>=2.11",
         "torchvision",
@@ -33,6 +33,8 @@ setup(
         "numpy",
         "pillow",
         "safetensors",
+        "matplotlib",
+        "jinja2>=3.1",
         "scikit-learn",
         "scipy",
         "tabulate",
@@ -44,6 +46,11 @@ setup(
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff==0.17.*"],
     },
     entry_points={
-        "console_scripts": ["dho-train=dho_plugin.train:main", "dho-host=dho_plugin.hosts.launch:main"],
+        "console_scripts": [
+            "dho-train=dho_plugin.train:main",
+            "dho-host=dho_plugin.hosts.launch:main",
+            "dho-report=dho_plugin.report:main",
+            "dho-analyze=dho_plugin.analyze:main",
+        ],
     },
 )

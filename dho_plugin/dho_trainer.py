@@ -15,6 +15,7 @@ from dho_plugin.engine.checkpoint import load_checkpoint, model_path
 from dho_plugin.engine.data import ClassInfo
 from dho_plugin.engine.device import prepared
 from dho_plugin.engine.optim import build_lr_scheduler, build_optimizer
+from dho_plugin.engine.probing import GradientProbing
 from dho_plugin.engine.trainer import TrainerXU
 from dho_plugin.errors import ConfigError
 from dho_plugin.evaluation import HeadEvaluation
@@ -33,7 +34,7 @@ def joined(batches: Sequence[dict], key: str) -> Tensor | None:
     return torch.cat([batch[key] for batch in batches]) if key in batches[0] else None
 
 
-class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
+class DHOTrainer(FeatureCaching, GradientProbing, HeadEvaluation, TrainerXU):
     """Dual-Head Optimization around a student; without `dho` it is lambda = 1 and no KD head.
 
     A method gives `build_student` and the config node of its precision; see `trainers/coop.py`.
@@ -186,6 +187,7 @@ class DHOTrainer(FeatureCaching, HeadEvaluation, TrainerXU):
 
     def forward_backward(self, batch_x: dict, batch_u: dict | None = None) -> dict[str, float | Tensor]:
         """Take one DHO step (DHO, Algorithm 1, lines 7 to 25) and return its losses and accuracy."""
+        self.probe_gradients(batch_x, batch_u)
         summaries = []
         self.model_zero_grad()
         for part, context in self.parts([batch_x] if batch_u is None else [batch_x, batch_u]):

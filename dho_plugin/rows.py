@@ -43,13 +43,14 @@ class Row:
     """One line of the table, the runs that differ only in their seed: text and number columns by name, and their count.
 
     The labels are Dataset, Method, Labeled, Teacher, Unlabeled, Config and Source; a score is None where no run has
-    that test set, the number of seeds where it is not known. Rows are sorted by `order`.
+    that test set, the number of seeds where it is not known. Rows are sorted by `order`; `runs` are their results.
     """
 
     labels: dict[str, str]
     scores: dict[str, Score | None]
     seeds: int | None
     order: tuple
+    runs: tuple[dict[str, Any], ...] = ()
 
 
 def build_rows(results: Sequence[dict[str, Any]]) -> list[Row]:
@@ -163,7 +164,7 @@ def _make_row(runs: list[dict[str, Any]], order: tuple, columns: dict[str, str])
         "Source": "ours",
     }
     scores = {title: _summarize([accuracy(run, name) for run in runs]) for name, title in columns.items()}
-    return Row(labels, scores, len(runs), order)
+    return Row(labels, scores, len(runs), order, tuple(runs))
 
 
 def _summarize(values: list[float | None]) -> Score | None:

@@ -26,7 +26,7 @@ def format_table(rows: Sequence[Row], style: str = "plain", decimals: int = 1) -
 
     Args:
         rows: what `build_rows` returned.
-        style: "plain", "markdown", "latex" or "csv" (there mean and standard deviation have a column each).
+        style: "plain", "markdown", "latex", "html" or "csv" (there mean and standard deviation have a column each).
         decimals: digits after the point.
 
     Returns:
@@ -46,7 +46,7 @@ def format_table(rows: Sequence[Row], style: str = "plain", decimals: int = 1) -
     ]
     headers = [*labels, *map(escape, titles), "Seeds"]
     align = ["left"] * len(labels) + ["right"] * (len(headers) - len(labels))
-    return tabulate(body, headers, tablefmt=FORMATS[style], disable_numparse=True, colalign=align)
+    return tabulate(body, headers, tablefmt=FORMATS.get(style, style), disable_numparse=True, colalign=align)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """Fixtures that several test folders share."""
 
+import importlib.util
 import io
 import itertools
 import json
@@ -473,3 +474,13 @@ def own_cache(tmp_path, monkeypatch):
     """A cache of the test's own; return the folder of its feature stores."""
     monkeypatch.setenv("DHO_CACHE", str(tmp_path / "own_cache"))
     return tmp_path / "own_cache" / "features"
+
+
+@pytest.fixture(scope="session")
+def write_run():
+    """Return the benchmark's function that writes a finished run's folder with stored logits, curves and gradients."""
+    path = Path(__file__).parent.parent / "benchmarks" / "report.py"
+    spec = importlib.util.spec_from_file_location("benchmarks_report_runs", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.write_run

@@ -35,6 +35,12 @@ FLOORS = {
     "dho_plugin.paired": 6,
     "dho_plugin.paper": 6,
     "dho_plugin.hosts": 6,
+    "dho_plugin.findings": 6,
+    "dho_plugin.case_images": 6,
+    "dho_plugin.exhibits": 6,
+    "dho_plugin.report": 6,
+    "dho_plugin.run_features": 6,
+    "dho_plugin.analyze": 6,
     "dho_plugin.register": 6,
     "dho_plugin.paper_distill": 6,
 }

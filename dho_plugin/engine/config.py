@@ -26,6 +26,7 @@ IMAGE_TOWERS = ("auto", "plain")
 PRECISIONS = ("fp32", "fp16", "amp", "bf16")
 # Keys that say where and how a run is executed, not what it computes: two runs that differ only here are the same run.
 EXECUTION_KEYS = frozenset({
+    "TRAINER.DHO.PROBE_GRADIENTS",
     "OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATASET.UNREADABLE", "DATALOADER.NUM_WORKERS",
     "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TRAIN.ACCUMULATION", "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT",
     "USE_CUDA", "INPUT.KEEP_MB", "MODEL.FEATURES", "TRAINER.DHO.TEACHER.MODE", "MODEL.TEXT_TOWER",
@@ -215,6 +216,7 @@ def check_cfg(cfg: CfgNode) -> None:
         ("INPUT.VIEWS", cfg.INPUT.VIEWS, cfg.INPUT.VIEWS >= 0, "0 or more"),
         ("INPUT.KEEP_MB", cfg.INPUT.KEEP_MB, cfg.INPUT.KEEP_MB >= 0, "0 or more"),
         ("INPUT.JPEG_GAP", cfg.INPUT.JPEG_GAP, cfg.INPUT.JPEG_GAP == 0 or cfg.INPUT.JPEG_GAP >= 1, "0, or 1 and above"),
+        ("TRAINER.DHO.PROBE_GRADIENTS", dho.PROBE_GRADIENTS, dho.PROBE_GRADIENTS >= 0, "0 (never) or more"),
         ("TRAIN.ACCUMULATION", cfg.TRAIN.ACCUMULATION, cfg.TRAIN.ACCUMULATION >= 1, "1 or more"),
         ("TRAIN.COUNT_ITER", cfg.TRAIN.COUNT_ITER, cfg.TRAIN.COUNT_ITER in ("train_x", "train_u", "smaller_one"),
          "train_x, train_u or smaller_one"),

@@ -175,6 +175,7 @@ DEFAULTS = {
             "ALPHA": 0.5,  # weight of the CE head at inference (Eq. 11)
             "BETA": 1.0,  # temperature of the KD head at inference (Eq. 11)
             "SEARCH": False,  # choose alpha and beta on the validation split instead
+            "PROBE_GRADIENTS": 0,  # every so many steps the gradients of L_CE and L_KD are compared; 0: never
             "KD_ETA2": True,  # multiply each KL term by eta^2, as the released code does
             "UNLABELED": True,  # KD also on images drawn from D(l) and D(u) together
             "KD_HEAD": "cosine",  # cosine (Eq. 10) | linear | unit (as released) | mlp (non-linear, Table 14)

@@ -1,0 +1,84 @@
+"""Series over training steps, shots and data sets (DHO, Fig. 2, 5, 6, 11 and 12)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dho_plugin.errors import DataError
+
+
+class Band(NamedTuple):
+    """A series with its spread: x (n,), mean (n,), low and high (n,) over seeds, and the number of seeds at each x."""
+
+    x: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    seeds: np.ndarray
+
+
+def band(series: Sequence[Mapping[float, float]]) -> Band:
+    """Return mean, smallest and largest value over seeds at every x that any of them has.
+
+    Args:
+        series: for each seed its values by x.
+
+    Raises:
+        DataError: nothing is there.
+    """
+    places = sorted({x for one in series for x in one})
+    if not places:
+        raise DataError("a curve needs at least one value")
+    values = [[one[x] for one in series if x in one] for x in places]
+    mean, low, high = (np.array([fold(v) for v in values]) for fold in (np.mean, np.min, np.max))
+    return Band(np.array(places), mean, low, high, np.array([len(v) for v in values]))
+
+
+def gain_over_second(scores: Mapping[str, float], method: str) -> float | None:
+    """Return the accuracy of a method less that of the best other one (DHO, Fig. 2), or None without another.
+
+    Args:
+        scores: accuracy in percent by method.
+        method: the one in question.
+    """
+    others = [value for name, value in scores.items() if name != method]
+    return scores[method] - max(others) if method in scores and others else None
+
+
+def training_scalars(run_dir: str | Path) -> dict[str, dict[int, float]]:
+    """Return what a run wrote for tensorboard: values by step, by tag; empty where it wrote nothing.
+
+    A resumed run has several event files; of a step that stands twice the later one counts.
+    """
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    found: dict[str, dict[int, float]] = {}
+    for path in sorted((Path(run_dir) / "tensorboard").glob("events.out.tfevents.*")):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value if event.HasField("summary") else ():
+                number = value.tensor.float_val[0] if value.tensor.float_val else value.simple_value
+                found.setdefault(value.tag, {})[event.step] = float(number)
+    return {tag: dict(sorted(values.items())) for tag, values in found.items()}
+
+
+def read_gradients(run_dir: str | Path) -> dict[str, dict[int, float]]:
+    """Return what TRAINER.DHO.PROBE_GRADIENTS recorded: values by step, by quantity; empty where it recorded nothing.
+
+    A run that was killed may have a half last line, and a resumed one steps that stand twice: the later one counts.
+    """
+    path = Path(run_dir) / "gradients.jsonl"
+    found: dict[str, dict[int, float]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        for name, value in record.items():
+            if name != "step" and value is not None:
+                found.setdefault(name, {})[record["step"]] = value
+    return {name: dict(sorted(values.items())) for name, values in found.items()}

@@ -1,0 +1,41 @@
+"""Curves from runs' files."""
+
+import json
+
+import numpy as np
+import pytest
+from torch.utils.tensorboard import SummaryWriter
+
+from dho_plugin.analysis.curves import band, gain_over_second, read_gradients, training_scalars
+from dho_plugin.errors import DataError
+
+
+def test_band_over_seeds_that_miss_a_place():
+    found = band([{1: 10.0, 2: 20.0}, {1: 14.0, 2: 30.0}, {1: 12.0}])
+    np.testing.assert_allclose(found, [[1, 2], [12, 25], [10, 20], [14, 30], [3, 2]])
+    with pytest.raises(DataError, match="at least one"):
+        band([{}])
+
+
+def test_gain_over_the_second_best():
+    scores = {"DHO": 60.0, "CE": 40.0, "SHO": 58.5}
+    assert gain_over_second(scores, "DHO") == pytest.approx(1.5)
+    assert gain_over_second(scores, "CE") == pytest.approx(-20)
+    assert gain_over_second({"DHO": 60.0}, "DHO") is None
+
+
+def test_scalars_of_a_resumed_run(tmp_path):
+    for start, offset in ((0, 0.0), (2, 100.0)):
+        writer = SummaryWriter(str(tmp_path / "tensorboard"), filename_suffix=f".{start}")
+        for step in range(start, start + 3):
+            writer.add_scalar("train/loss", offset + step, step)
+        writer.close()
+    assert training_scalars(tmp_path) == {"train/loss": {0: 0.0, 1: 1.0, 2: 102.0, 3: 103.0, 4: 104.0}}
+    assert training_scalars(tmp_path / "nothing") == {}
+
+
+def test_gradients_of_a_killed_and_resumed_run(tmp_path):
+    lines = [{"step": 0, "a": 1.0, "b": None}, {"step": 5, "a": 2.0}, {"step": 5, "a": 3.0}]
+    (tmp_path / "gradients.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 10, "a"')
+    assert read_gradients(tmp_path) == {"a": {0: 1.0, 5: 3.0}}
+    assert read_gradients(tmp_path / "nothing") == {}
