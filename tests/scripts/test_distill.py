@@ -144,10 +144,6 @@ def test_a_slip_is_one_message_before_anything_is_trained(words, settings, messa
     assert not calls
 
 
-FEW_SHOT = "few_shot_teachers()" in (ROOT / "scripts/lib.sh").read_text()
-
-
-@pytest.mark.skipif(not FEW_SHOT, reason="needs Tip-Adapter's part of lib.sh")
 def test_the_teacher_of_dho_f_is_trained_before_its_students(pretend):
     done, calls = pretend(
         "scripts/table1.sh", "mini", METHODS="DHO DHO-F", SHOTS="4", STUDENTS="mini-resnet", SEEDS="1 2"

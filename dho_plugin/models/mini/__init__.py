@@ -14,7 +14,7 @@ from dho_plugin.models.mini.tokenizer import WordTokenizer
 
 MINI_MODELS = ("mini-student", "mini-teacher")
 
-__all__ = ["MINI_MODELS", "build_mini", "load_mini", "mini_preprocess", "mini_tokenizer"]
+__all__ = ["MINI_MODELS", "build_mini", "load_mini", "load_weights", "mini_preprocess", "mini_tokenizer"]
 
 
 class ConvStem(nn.Conv2d):
@@ -63,6 +63,12 @@ def build_mini(name: str) -> CLIP:
     return model
 
 
+def load_weights(model: nn.Module, content: bytes) -> None:
+    """Load shipped weights, fp16 safetensors, into a model in fp32."""
+    weights = safetensors.torch.load(content)
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+
+
 def mini_preprocess(name: str) -> Preprocess:
     """Return how a mini CLIP wants its pixels."""
     fields = json.loads(_read(name, ".json"))["preprocess"]
@@ -88,6 +94,5 @@ def load_mini(name: str) -> tuple[CLIP, WordTokenizer, Preprocess]:
         ConfigError: the name is unknown.
     """
     model = build_mini(name)
-    weights = safetensors.torch.load(_read(name, ".safetensors"))
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+    load_weights(model, _read(name, ".safetensors"))
     return model.eval(), mini_tokenizer(), mini_preprocess(name)

@@ -2,14 +2,13 @@
 
 from importlib.resources import files
 
-import safetensors.torch
 import torch
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
 from dho_plugin.engine.views import Preprocess
 from dho_plugin.errors import ConfigError
-from dho_plugin.models.mini import build_mini, mini_preprocess
+from dho_plugin.models.mini import build_mini, load_weights, mini_preprocess
 
 MINI_BACKBONES = ("mini-resnet", "mini-resnet-pretrained")
 CHANNELS, STEM_WIDTH = (16, 32, 64, 128), 8
@@ -32,8 +31,7 @@ def build_mini_backbone(name: str) -> tuple[ResNet, Preprocess]:
         raise ConfigError(f"unknown mini backbone {name!r}; known: {', '.join(MINI_BACKBONES)}")
     net = build_resnet()
     if name == "mini-resnet-pretrained":
-        weights = safetensors.torch.load((files(__package__) / "resnet.safetensors").read_bytes())
-        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+        load_weights(net, (files(__package__) / "resnet.safetensors").read_bytes())
     return net, mini_preprocess("mini-student")
 
 
