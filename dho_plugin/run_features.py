@@ -38,7 +38,7 @@ def evaluate_features(run_dir: Path, root: str = "") -> LinearEvaluation:
     if kept is None:
         store_features(run_dir, *compute_features(run_dir, root))
         kept = read_features(run_dir)  # rounded as the next evaluation finds them
-    score = linear_evaluation(*kept[0], *kept[1])
+    score = linear_evaluation(*kept[0], *kept[1], device="cuda" if torch.cuda.is_available() else "cpu")
     store_linear_evaluation(run_dir, score)
     return score
 

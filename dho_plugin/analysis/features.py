@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from dho_plugin.analysis.logistic import Logistic
 from dho_plugin.engine.files import atomic_write, read_json, write_json
 from dho_plugin.errors import CacheError, DataError
 
@@ -27,7 +26,12 @@ class LinearEvaluation(NamedTuple):
 
 
 def linear_evaluation(
-    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, c: float = 1.0
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    c: float = 1.0,
+    device: str | torch.device = "cpu",
 ) -> LinearEvaluation:
     """Fit a multinomial logistic regression on frozen features and score it (DHO, Table 3; section 4.2, F2).
 
@@ -38,7 +42,8 @@ def linear_evaluation(
         train_labels: (N,) int64.
         test: (M, D) float.
         test_labels: (M,) int64.
-        c: inverse weight of the squared norm, scikit-learn's C.
+        c: inverse weight of the squared norm.
+        device: where it is fitted.
 
     Returns:
         LinearEvaluation.
@@ -46,20 +51,13 @@ def linear_evaluation(
     Raises:
         DataError: fewer than two classes to learn.
     """
-    from sklearn.linear_model import LogisticRegression
-
-    if len(train_labels.unique()) < 2:
+    classes, learned = train_labels.unique(return_inverse=True)
+    if len(classes) < 2:
         raise DataError("linear evaluation needs labeled images of at least two classes")
-    mean, std = train.double().mean(0), train.double().std(0, unbiased=False)
+    std, mean = torch.std_mean(train, dim=0, correction=0)
     std = torch.where(std > 0, std, torch.ones_like(std))
-    scaled = [((part.double() - mean) / std).numpy() for part in (train, test)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of convergence: 1000 steps are what is reported
-        model = LogisticRegression(C=c, max_iter=1000).fit(scaled[0], train_labels.numpy())
-    scores = model.decision_function(scaled[1])
-    if scores.ndim == 1:  # two classes
-        scores = np.stack([-scores, scores], axis=1)
-    return score_top(torch.from_numpy(scores), torch.from_numpy(model.classes_), test_labels)
+    model = Logistic((train - mean) / std, learned, c, device).fit()
+    return score_top(model.scores((test - mean) / std), classes, test_labels)
 
 
 def score_top(scores: Tensor, classes: Tensor, labels: Tensor) -> LinearEvaluation:

@@ -94,7 +94,9 @@ def sskd_loss(
 
     He et al., "Semi-Supervised Domain Generalizable Person Re-Identification", 2021: on labeled images the main
     classifier follows the labels and the teacher's soft labels, on unlabeled ones the auxiliary classifier follows
-    the teacher. DHO, section 4.1, calls it "each head trained on labeled and unlabeled sets respectively".
+    the teacher. So does their released code, where both KL have weight eta^2 and temperatures of their own (16
+    labeled, 6 unlabeled); here both have DHO's eta, as the logits are another teacher's, and lambda balances them.
+    DHO, section 4.1, calls it "each head trained on labeled and unlabeled sets respectively".
 
     Args:
         logits_ce: (B, C) h_CE on the labeled batch.

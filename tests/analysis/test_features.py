@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
 
+from dho_plugin.analysis import logistic
 from dho_plugin.analysis.features import embed, linear_evaluation, score_top
 from dho_plugin.errors import DataError
 
@@ -22,6 +25,30 @@ def test_separable_features_are_learned_and_random_ones_are_not():
     assert found == (100.0, 100.0, 210)
     noise = torch.randn(210, 7, generator=torch.Generator().manual_seed(0))
     assert linear_evaluation(*train, noise, test[1]).top1 < 30
+
+
+def test_logistic_regression_is_scikit_learns(monkeypatch):
+    """In parts, too: same probabilities as another program's solution of the same problem."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(300) % 5
+    x = torch.randn(5, 8, generator=generator)[y].double() + torch.randn(300, 8, generator=generator)
+    expected = LogisticRegression(C=0.5, tol=1e-10, max_iter=5000).fit(x.numpy(), y.numpy()).predict_proba(x.numpy())
+    monkeypatch.setattr(logistic, "CHUNK", 70)
+    found = logistic.Logistic(x, y, c=0.5).fit().scores(x).softmax(dim=1)
+    np.testing.assert_allclose(found.numpy(), expected, atol=2e-4)
+
+
+def test_logistic_regression_has_the_gradient_of_its_loss():
+    x, y = clusters(6, 3, 0)
+    model = logistic.Logistic(x, y, c=0.1)
+    model.weight.normal_(generator=torch.Generator().manual_seed(1))
+    loss = model.closure()
+    weight, bias = (value.clone().requires_grad_() for value in (model.weight, model.bias))
+    plain = F.cross_entropy(x @ weight.T + bias, y) + weight.square().sum() / (2 * 0.1 * len(x))
+    plain.backward()
+    assert loss == pytest.approx(plain.item(), rel=1e-12)
+    torch.testing.assert_close(model.weight.grad, weight.grad, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(model.bias.grad, bias.grad, rtol=1e-12, atol=1e-14)
 
 
 def test_two_classes_have_no_top5():
