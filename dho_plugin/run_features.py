@@ -16,8 +16,8 @@ from dho_plugin.analysis.features import (
     store_features,
     store_linear_evaluation,
 )
-from dho_plugin.engine.config import get_cfg_default, merge_file
 from dho_plugin.engine.data import ImageList
+from dho_plugin.engine.run_folder import run_cfg
 from dho_plugin.train import build_trainer, check_names
 
 
@@ -53,10 +53,7 @@ def run_config(run_dir: Path, root: str = "") -> CfgNode:
     Raises:
         ConfigError: the file is missing, or has unknown keys or names.
     """
-    cfg = get_cfg_default()
-    merge_file(cfg, run_dir / "config.json")
-    if root:
-        cfg.DATASET.ROOT = root
+    cfg = run_cfg(run_dir, ["DATASET.ROOT", root] if root else [])
     cfg.freeze()
     check_names(cfg)
     return cfg

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from dho_plugin.dho_trainer import DHOTrainer
-from dho_plugin.engine.checkpoint import load_checkpoint
-from dho_plugin.engine.config import get_cfg_default, merge_file, merge_pairs
 from dho_plugin.engine.data import ClassInfo, DatasetBase
 from dho_plugin.engine.evaluator import TestLogits
 from dho_plugin.engine.files import read_json
 from dho_plugin.engine.registry import TRAINER_REGISTRY
+from dho_plugin.engine.run_folder import run_cfg, saved_classes, smallest_checkpoint
 from dho_plugin.errors import CacheError, CheckpointError
 from dho_plugin.ood import stored_sets
 
@@ -58,9 +57,7 @@ class Run:
         Raises:
             ConfigError: a key that this version does not know, or a value of another type.
         """
-        cfg = get_cfg_default()
-        merge_file(cfg, self.folder / "config.json")
-        merge_pairs(cfg, pairs)
+        cfg = run_cfg(self.folder, pairs)
         cfg.freeze()
         return cfg
 
@@ -70,11 +67,8 @@ class Run:
         Raises:
             CheckpointError: neither is there.
         """
-        files = (file for file in self.weights.glob("*/model*.pth.tar*") if file.is_file())
-        smallest = min(files, key=lambda file: file.stat().st_size, default=None)
-        saved = {} if smallest is None else load_checkpoint(smallest).get("meta", {})
-        if saved.get("classes"):
-            return tuple(ClassInfo(*pair) for pair in saved["classes"])
+        if (path := smallest_checkpoint(self.weights)) and (classes := saved_classes(path)):
+            return classes
         try:
             names = TestLogits.load(next(iter(stored_sets(self.folder).values()))).classnames
         except CacheError as error:

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from dho_plugin.core.inference import interpolate_log
 from dho_plugin.data.subsets import columns
-from dho_plugin.engine.checkpoint import load_checkpoint
-from dho_plugin.engine.config import get_cfg_default, merge_file
 from dho_plugin.engine.data import ClassInfo
 from dho_plugin.engine.files import read_json
 from dho_plugin.engine.model_store import ModelStore
 from dho_plugin.engine.registry import TRAINER_REGISTRY
+from dho_plugin.engine.run_folder import run_cfg, saved_classes, smallest_checkpoint
 from dho_plugin.engine.views import Preprocess
 from dho_plugin.errors import CheckpointError, ConfigError, DataError
 from dho_plugin.teachers.base import FrozenTeacher
@@ -133,8 +132,7 @@ def load_run(where: str, device: torch.device) -> RunEncoder:
     """
     directory = Path(where).expanduser()
     results = _results(directory)
-    cfg = get_cfg_default()
-    merge_file(cfg, directory / "config.json")
+    cfg = run_cfg(directory)
     cfg.MODEL.TEXT_CHECKPOINTING = cfg.MODEL.IMAGE_CHECKPOINTING = False
     cfg.freeze()
     trainer = _bare(TRAINER_REGISTRY.get(results["trainer"]), cfg, device)
@@ -213,12 +211,11 @@ def _results(directory: Path) -> dict:
 
 def _classes(directory: Path) -> tuple[ClassInfo, ...]:
     """Return the classes that a run was trained on, as its checkpoints say."""
-    path = next(iter(sorted(directory.glob("*/model*.pth.tar*"))), None)
+    path = smallest_checkpoint(directory)
     if path is None:
         raise CheckpointError(
             f"{directory} holds no checkpoint; a CLIP as it came is TRAINER.DHO.TEACHER.TYPE zero_shot"
         )
-    classes = load_checkpoint(path).get("meta", {}).get("classes", [])
-    if not classes:
-        raise CheckpointError(f"{path} does not say which classes it was trained on")
-    return tuple(ClassInfo(*pair) for pair in classes)
+    if classes := saved_classes(path):
+        return classes
+    raise CheckpointError(f"{path} does not say which classes it was trained on")
