@@ -77,10 +77,20 @@ class DistillTrainer(DHOTrainer):
         return self.head(self.cfg.TRAINER.DISTILL.CE_HEAD, clip, init, clip.feature_dim)
 
     def display_name(self) -> str:
-        """Return the method's name behind its student's, as `resnet18 CE + KD (logit)`."""
-        node = self.cfg.MODEL.BACKBONE
+        """Return the method's name behind its student's, as `resnet18 CE + KD (logit)`; unusual heads stand between."""
+        node, heads = self.cfg.MODEL.BACKBONE, ", ".join(self.unusual_heads())
         scratch = is_backbone(node.NAME, node.TAG) and not node.PRETRAINED and not node.CKPT
-        return f"{node.NAME}{' from scratch' if scratch else ''} {self.method}"
+        return f"{node.NAME}{' from scratch' if scratch else ''}{f' ({heads})' if heads else ''} {self.method}"
+
+    def unusual_heads(self) -> list[str]:
+        """Return how the heads differ from the paper's main runs, as in its Tables 5 and 14: `h_KD kaiming linear`."""
+        node, dho, student = self.cfg.TRAINER.DISTILL, self.cfg.TRAINER.DHO, self.cfg.MODEL.BACKBONE
+        kind, init = ("linear", "kaiming") if is_backbone(student.NAME, student.TAG) else ("cosine", "language")
+        heads = {"h_CE": ((node.INIT, init), (node.CE_HEAD, "linear"))}
+        if self.dho and self.kd_name == "kd_head":
+            heads["h_KD"] = ((dho.INIT, init), (dho.KD_HEAD, kind))
+        unusual = {name: [own for own, usual in pairs if own != usual] for name, pairs in heads.items()}
+        return [" ".join([name, *words]) for name, words in unusual.items() if words]
 
     # Training ---------------------------------------------------------------------------------------------------
 

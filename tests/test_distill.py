@@ -143,7 +143,18 @@ def test_the_ce_head_predicts_alone(shared_command, tmp_path, name):
 
 def test_names_in_tables(build, tiny_weights):
     assert build("Distill_CEKD").display_name() == "test_resnet from scratch CE + KD (logit)"
-    assert build("Distill_DHO", *clip_options(tiny_weights)).display_name() == "ViT-B/16 DHO"
+    keys = ("TRAINER.DISTILL.INIT", "TRAINER.DHO.INIT", "TRAINER.DHO.KD_HEAD")
+    for values, heads in (
+        ("language language cosine", ""),
+        ("language language linear", " (h_KD linear)"),
+        ("language kaiming linear", " (h_KD kaiming linear)"),
+        ("kaiming kaiming linear", " (h_CE kaiming, h_KD kaiming linear)"),
+    ):
+        options = [word for pair in zip(keys, values.split(), strict=True) for word in pair]
+        trainer = build("Distill_DHO", *clip_options(tiny_weights), *options)
+        assert trainer.display_name() == f"ViT-B/16{heads} DHO"
+    mlp = build("Distill_DHO", "TRAINER.DHO.KD_HEAD", "mlp")
+    assert mlp.display_name() == "test_resnet from scratch (h_KD mlp) DHO"
 
 
 # BatchNorm ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from dho_plugin.paired import compare
-from dho_plugin.paper_distill import distilled_rows
+from dho_plugin.paper_distill import TABLE_5, distilled_rows
 from dho_plugin.results import DISTILLED, find_results, split_distilled
 from dho_plugin.tables import main
 
@@ -65,6 +65,16 @@ def test_every_number_of_tables_4_and_12_is_the_printed_one():
         ("ViT-L/14@336px DHO", "1%"): [84.6],
         ("ViT-L/14@336px DHO", "10%"): [85.9],
     }
+
+
+def test_table_5_is_the_papers():
+    """78.3, then + 0.2, + 0.3 and + 0.4: each row has one thing more."""
+    rows = {row.labels["Method"]: numbers(row) for row in distilled_rows("5")}
+    first, *more = (value for (value,) in reversed([rows[f"ViT-B/16{heads} DHO"] for heads in TABLE_5]))
+    assert first == 78.3
+    assert [round(value - first, 1) for value in more] == [0.2, 0.3, 0.4]
+    assert rows["CLIP zero-shot ViT-L/14@336px"] == [75.3]
+    assert len(rows) == 5
 
 
 def test_a_name_is_taken_apart():

@@ -105,6 +105,23 @@ def test_tables_4_and_12_share_their_runs(pretend):
     assert "--paper-table" not in table(done)
 
 
+def test_table_5_takes_away_one_thing_after_the_other(pretend):
+    done, calls = pretend("scripts/table5.sh", SEEDS="1")
+    assert done.returncode == 0, done.stderr
+    variants = ("", "_not_aligned", "_init_ce", "_init_none")
+    assert runs(calls) == [f"Distill_DHO/vit_b16_from_l14_ep32_1percent{variant}/seed1" for variant in variants]
+    heads = [
+        [word for word in call if word in ("linear", "kaiming")]
+        for call in calls
+        if call[0] == "start" and "Distill" in call[2]
+    ]
+    assert heads == [[], ["linear"], ["linear", "kaiming"], ["linear", "kaiming", "kaiming"]]
+    assert table(done)[-2:] == ["--paper-table", "5"]
+    done, calls = pretend("scripts/table5.sh", "mini", "A.B", "c", SEEDS="1", PERCENTS="1% 10%")
+    assert len(runs(calls)) == 8
+    assert "--paper-table" not in table(done)
+
+
 def test_figure_5(pretend):
     settings = {"SEEDS": "1", "SHOTS": "1", "METHODS": "CE DHO"}
     done, calls = pretend("scripts/fig5.sh", "A.B", "c", **settings)
