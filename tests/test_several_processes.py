@@ -16,7 +16,8 @@ METHODS = ("LinearProbe", "VPT", "CoOp", "PromptSRC")
 # A whole student without BatchNorm, whose statistics are each process's. Some of its gradients are 0 but for rounding,
 # which AdamW would make steps of.
 COMPACT = ("MODEL.BACKBONE.NAME", "test_vit", "OPTIM.NAME", "sgd", "OPTIM.LR", "0.01")
-OPTIONS = {"Distill_DHO": COMPACT}
+PROBED = ("TRAINER.DHO.PROBE_GRADIENTS", "2")
+OPTIONS = {"Distill_DHO": (*COMPACT, *PROBED), "VPT_DHO": PROBED}
 TRAINERS = [*METHODS, *(f"{name}_DHO" for name in METHODS), *OPTIONS]
 SETS = {"val": 8, "imagenetv2": 8, "imagenet_sketch": 8, "imagenet_r": 4, "imagenet_a": 4}
 WORKER = Path(__file__).parent / "train_lines.py"
@@ -97,6 +98,18 @@ def test_batch_norms_running_statistics_are_those_of_all_processes(pairs, shared
         a, b = (StoredLogits.load(folder / "logits" / f"{name}.safetensors") for folder in (run, tmp_path / "again"))
         torch.testing.assert_close(a.logits_ce.float(), b.logits_ce.float(), rtol=2e-3, atol=2e-3)
         torch.testing.assert_close(a.logits_kd.float(), b.logits_kd.float(), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("trainer", ["VPT_DHO", "Distill_DHO"])
+def test_gradients_are_recorded_once_a_step_by_the_main_process(pairs, trainer):
+    one, two = (
+        [json.loads(record) for record in (output(line) / "gradients.jsonl").read_text().splitlines()]
+        for line in pairs[trainer]
+    )
+    steps = [record["step"] for record in one]
+    assert steps == list(range(0, steps[-1] + 1, 2))
+    assert [record["step"] for record in two] == steps
+    assert all(-1 <= record["cosine_parameters"] <= 1 for record in one + two)
 
 
 def test_the_log_shows_the_mean_over_the_processes(pairs):

@@ -129,8 +129,9 @@ def train(trainer, steps):
     return [p.detach().clone() for p in trainer.net.parameters() if p.requires_grad]
 
 
-def test_training_is_the_same_to_the_last_bit(started, shared_command, tmp_path):
-    options = "TRAINER.VPT.DROPOUT", "0.5"
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_is_the_same_to_the_last_bit(started, shared_command, tmp_path, precision):
+    options = "TRAINER.VPT.DROPOUT", "0.5", "TRAINER.VPT.PREC", precision
     trainers = [
         started(shared_command("VPT_DHO", tmp_path / every, *options, "TRAINER.DHO.PROBE_GRADIENTS", every))
         for every in ("0", "2")
