@@ -94,6 +94,25 @@ def compare(results: Sequence[dict[str, Any]]) -> list[Comparison]:
     return kinds + list(_compare_distilled([result for result in results if is_distilled(result)]))
 
 
+def compare_runs(
+    runs: Sequence[dict[str, Any]],
+    others: Sequence[dict[str, Any]],
+    labels: dict[str, str],
+    every: Sequence[dict[str, Any]] | None = None,
+) -> Comparison:
+    """Compare some runs with others of the same seeds.
+
+    Args:
+        runs: results of one side.
+        others: of the other.
+        labels: of the comparison.
+        every: all that one table is about, which say what its columns are; None for these two sides.
+    """
+    columns = score_columns([*runs, *others] if every is None else every)
+    shown = {name: columns[name] for name in MEASURES if name in columns} or columns
+    return Comparison(labels, {title: paired(_differences(runs, others, key)) for key, title in shown.items()})
+
+
 def format_comparisons(comparisons: Sequence[Comparison], style: str, decimals: int = 1) -> str:
     """Format comparisons as text, with a line that says what the columns are.
 
@@ -138,15 +157,12 @@ def _compare_kinds(runs: list[dict[str, Any]]) -> Iterator[Comparison]:
         "Labeled": describe_labeled(first),
         "Config": first.get("config_name") or "-",
     }
-    columns = score_columns(runs)
-    shown = {name: columns[name] for name in MEASURES if name in columns} or columns
     for teacher in sorted({str(teacher) for _, teacher in groups if teacher is not None}):
         for mine, other, name in PAIRS:
             a = groups.get((mine, teacher))
             b = groups.get((other, None if other in ("base", "placebo") else teacher))
             if a and b:
-                measures = {title: paired(_differences(a, b, key)) for key, title in shown.items()}
-                yield Comparison({**labels, "Difference": name, "Teacher": teacher}, measures)
+                yield compare_runs(a, b, {**labels, "Difference": name, "Teacher": teacher}, runs)
 
 
 def _compare_distilled(runs: list[dict[str, Any]]) -> Iterator[Comparison]:
@@ -156,8 +172,7 @@ def _compare_distilled(runs: list[dict[str, Any]]) -> Iterator[Comparison]:
         student, method = split_distilled(run["method"])
         groups[run["dataset"], student, run.get("config_name") or "-"][method, describe_labeled(run)].append(run)
     for (dataset, student, config), found in sorted(groups.items()):
-        columns = score_columns([run for side in found.values() for run in side])
-        shown = {name: columns[name] for name in MEASURES if name in columns} or columns
+        every = [run for side in found.values() for run in side]
         labels = {"Dataset": dataset, "Method": student, "Config": config}
         for (method, labeled), mine in found.items():
             others = DISTILLED[: DISTILLED.index(method)] if method.startswith("DHO") else ()
@@ -165,12 +180,11 @@ def _compare_distilled(runs: list[dict[str, Any]]) -> Iterator[Comparison]:
                 theirs = found.get((other, labeled)) or found.get((other, "-"))
                 if not theirs:
                     continue
-                measures = {title: paired(_differences(mine, theirs, key)) for key, title in shown.items()}
                 own = {"Labeled": labeled, "Difference": f"{method} - {other}", "Teacher": str(mine[0].get("teacher"))}
-                yield Comparison({**labels, **own}, measures)
+                yield compare_runs(mine, theirs, {**labels, **own}, every)
 
 
-def _differences(runs: list[dict[str, Any]], others: list[dict[str, Any]], measure: str) -> list[float]:
+def _differences(runs: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], measure: str) -> list[float]:
     # reversed: of two runs of a seed the first counts, as in the table
     a, b = ({run.get("seed"): accuracy(run, measure) for run in reversed(side)} for side in (runs, others))
     return [a[seed] - b[seed] for seed in a if a[seed] is not None and b.get(seed) is not None]

@@ -163,12 +163,13 @@ def _make_row(runs: list[dict[str, Any]], order: tuple, columns: dict[str, str])
         "Config": first.get("config_name") or "-",
         "Source": "ours",
     }
-    scores = {title: _summarize([accuracy(run, name) for run in runs]) for name, title in columns.items()}
+    scores = {title: summarize(runs, name) for name, title in columns.items()}
     return Row(labels, scores, len(runs), order, tuple(runs))
 
 
-def _summarize(values: list[float | None]) -> Score | None:
-    known = [value for value in values if value is not None]
+def summarize(runs: Sequence[dict[str, Any]], name: str) -> Score | None:
+    """Return the runs' accuracy on a test set, or on "OOD"; None where none has it."""
+    known = [value for run in runs if (value := accuracy(run, name)) is not None]
     if not known:
         return None
     return Score(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None)

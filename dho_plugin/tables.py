@@ -11,6 +11,7 @@ from dataclasses import replace
 from tabulate import tabulate
 
 from dho_plugin.errors import run_command
+from dho_plugin.head_rows import compare_heads, with_heads
 from dho_plugin.paired import compare, format_comparisons
 from dho_plugin.paper import beside_the_papers
 from dho_plugin.paper_distill import TABLES, beside_the_papers_table, with_means
@@ -72,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=FORMATS, default="plain")
     parser.add_argument("--decimals", type=int, choices=range(7), default=1, metavar="0-6")
     parser.add_argument("--paired", action="store_true", help="add what DHO and unlabeled images change, seed by seed")
+    parser.add_argument("--heads", action="store_true", help="add what each of two heads reaches alone")
     parser.add_argument("--paper", action="store_true", help="put the paper's rows beside ours (runs on imagenet only)")
     parser.add_argument(
         "--paper-table", choices=TABLES, help="put this table of the paper beside ours, in the place of Table 13"
@@ -98,10 +100,11 @@ def report(args: argparse.Namespace) -> str:
     elif args.paper:
         rows = beside_the_papers(rows)
     rows = with_means(rows) if args.mean else rows
-    table = format_table(rows, args.format, args.decimals)
+    table = format_table(with_heads(rows) if args.heads else rows, args.format, args.decimals)
     if not args.paired:
         return table
-    return table + "\n\n" + format_comparisons(compare(results), FORMATS[args.format], args.decimals)
+    comparisons = compare(results) + (compare_heads(rows) if args.heads else [])
+    return table + "\n\n" + format_comparisons(comparisons, FORMATS[args.format], args.decimals)
 
 
 def _shown_labels(rows: Sequence[Row]) -> list[str]:
