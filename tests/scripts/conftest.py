@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-# A stand-in for Python: notes what it is asked to train, and pretends to. $FAIL names runs and exit codes.
+# A stand-in for Python: notes what it is asked to train, and pretends to. $FAIL names runs that fail with $CODE, $GOOD
+# those that end with a higher accuracy.
 STAND_IN = """#!/usr/bin/env bash
 case "$2" in
   dho_plugin.train | torch.distributed.run) ;;
@@ -33,6 +34,8 @@ echo "start ${{CUDA_VISIBLE_DEVICES:-none}} $trainer $config $dir $line" >>"$CAL
 sleep "${{SECONDS_A_RUN:-0}}"
 echo "end ${{CUDA_VISIBLE_DEVICES:-none}} $dir" >>"$CALLS"
 case "$dir" in ${{FAIL:-none}}) echo "something happened" >"$dir/log.txt"; exit "$CODE" ;; esac
+case "$dir" in ${{GOOD:-none}}) accuracy=60.5 ;; *) accuracy=9.5 ;; esac
+echo "* accuracy: $accuracy%" >"$dir/log.txt"
 echo "{{}}" >"$dir/results.json"
 """
 

@@ -176,3 +176,40 @@ def test_the_teacher_of_dho_f_is_trained_before_its_students(pretend):
     students = [" ".join(call) for call in calls if call[0] == "start" and "shots_few_shot" in call[4]]
     assert all("TRAINER.DHO.TEACHER.TYPE few_shot" in line and "mini_4shots/seed{seed}" in line for line in students)
     assert table(done)[-2].endswith("mini_resnet_4shots_few_shot")
+
+
+# Tuning ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_method_has_as_many_tries_on_held_out_labels(pretend):
+    done, calls = pretend("scripts/tune_distill.sh", "mini", "4", "mini-resnet", "A.B", "c", GOOD="*DHO*_lr1e-2_*")
+    assert done.returncode == 0, done.stderr
+    tries = runs(calls)
+    assert len(tries) == 7 * 4
+    assert len(set(tries)) == 7 * 4
+    assert [run.split("shots")[1] for run in tries if "_DHO/" in run] == [
+        f"_lr{rate}_lambda{weight}/seed101"
+        for rate, weight in (("3e-3", 0.1), ("1e-2", 0.1), ("1e-2", 0.5), ("1e-2", 0.02))
+    ]
+    assert [run.split("shots")[1].split("/")[0] for run in tries if "_CE/" in run] == [
+        "_lr3e-3", "_lr1e-2", "_lr1e-3", "_lr3e-2",
+    ]  # fmt: skip
+    for call in (call for call in calls if call[0] == "start"):
+        words = " ".join(call)
+        assert "DATASET.NUM_VAL_SHOTS 32 TEST.SPLIT val TEST.SHIFTED () A.B c" in words
+        assert ("OPTIM.LR 1e-2" in words) == ("_lr1e-2" in words)
+        assert ("LAMBDA 0.02" in words) == ("_lambda0.02" in words)
+    assert "\nDHO lr 1e-2 lambda 0.5: 60.5\n" in done.stdout
+    assert "\nCEKD lr 3e-3 lambda 0.02: 9.5\n" in done.stdout
+    assert "\nKD lr 3e-2: 9.5\n" in done.stdout
+
+
+def test_other_values_are_tried_when_asked(pretend):
+    words = {"METHODS": "DHO", "RATES": "1e-4", "LAMBDAS": "0.5", "VAL_SHOTS": "4"}
+    done, calls = pretend("scripts/tune_distill.sh", "dtd", "16", "resnet18", **words)
+    assert done.returncode == 0, done.stderr
+    assert runs(calls) == ["Distill_DHO/resnet18_ep200_16shots_lr1e-4_lambda0.5/seed101"]
+    assert "NUM_VAL_SHOTS 4" in " ".join(calls[0])
+    done, _ = pretend("scripts/tune_distill.sh", "dtd", "16", "resnet18", METHODS="DHO DHO-F")
+    assert done.returncode == 2
+    assert "DHO-F has DHO's values" in done.stderr
