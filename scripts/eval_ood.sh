@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Score finished runs on V2, Sketch, R and A: bash scripts/eval_ood.sh TRAINER DATASET SHOTS [KEY VALUE ...]
 #   bash scripts/eval_ood.sh CoOp_DHO imagenet 16
-# Every run below OUTPUT/DATASET/TRAINER with SHOTS shots (or, as 1%, percent) is evaluated with its own options into
-# OUTPUT/evaluation/TRAINER/<config>_<SHOTS>shots<variant>/<set>/seed<S>. A set that is there already is skipped, unless the run is
-# newer or KEY VALUE words are given; SETS="imagenetv2 imagenet_a" takes these only.
+# Every run below OUTPUT/DATASET/TRAINER with SHOTS shots (or, as 1%, percent; or `unlabeled`, for methods that look at no label) is
+# evaluated with its own options into OUTPUT/evaluation/TRAINER/<config>_<SHOTS>shots<variant>/<set>/seed<S>. A set that is there
+# already is skipped, unless the run is newer or KEY VALUE words are given; SETS="imagenetv2 imagenet_a" takes these only.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 USAGE="usage: bash scripts/eval_ood.sh TRAINER DATASET SHOTS [KEY VALUE ...]"
 [ $# -ge 3 ] || die "$USAGE"
 trainer=$1
 set_data "$2"
-set_labeled "$3"
+if [ "$3" = unlabeled ]; then LABELED=unlabeled; else set_labeled "$3"; fi
 shift 3
 prefix=""
 [ "$DATASET" != mini ] || prefix=mini_

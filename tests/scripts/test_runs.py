@@ -219,6 +219,16 @@ def test_every_finished_run_is_evaluated_once_on_every_shifted_set(pretend, tmp_
     assert len(started(calls)) == 4
 
 
+def test_runs_that_look_at_no_label_are_evaluated_by_that_name(pretend, tmp_path):
+    for name in ("mini_resnet_unlabeled", "mini_resnet_4shots"):
+        folder = tmp_path / "out/mini/Distill_KD" / name / "seed1"
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text("{}")
+    done, calls = pretend("scripts/eval_ood.sh", "Distill_KD", "mini", "unlabeled", SETS="imagenet_a")
+    assert done.returncode == 0, done.stderr
+    assert [Path(call[4]).parts[-3] for call in calls if call[0] == "start"] == ["mini_resnet_unlabeled"]
+
+
 @pytest.mark.parametrize("how", ["folder", "csv", "relative"])
 def test_a_folder_or_a_csv_of_ones_own_is_a_data_set(pretend, tmp_path, how):
     photos = tmp_path / "my photos & 2024"
