@@ -33,29 +33,46 @@ students() {
   echo "resnet18 resnet50 mobilenetv2 vit_b16 vit_b16_from_l14 vit_l14_336; on mini: mini-resnet mini-resnet-pretrained mini-student"
 }
 
+# set_tuned METHOD: in TUNED the learning rate and lambda of a method on mini's compact students, the best of as many tries each on
+# held-out labels (scripts/tune_distill.sh; docs/MINI_STUDENTS.md). All other students have the paper's, which their config file says.
+set_tuned() {
+  local values
+  case $DATASET:$SETTING:$1 in
+    mini:mini_resnet:DHO*) values="3e-3 0.02" ;;
+    mini:mini_resnet:CEKD) values="3e-3 0.02" ;;
+    mini:mini_resnet_pretrained:DHO*) values="1e-2 0.02" ;;
+    mini:mini_resnet_pretrained:CEKD) values="1e-2 0.02" ;;
+    *) TUNED=() && return ;;
+  esac
+  read -ra TUNED <<<"$values"
+  TUNED=(OPTIM.LR "${TUNED[0]}" ${TUNED[1]:+TRAINER.DHO.LAMBDA "${TUNED[1]}"})
+}
+
 # distill_methods "METHOD ..." [KEY VALUE ...]: the runs of some methods on the student, of as many labeled images as set_labeled says.
 # KD and KDFeature look at no label: one run a seed does for all numbers of them.
 distill_methods() {
-  local methods=$1 method STUDENT_CKPT=${STUDENT_CKPT:-}
+  local methods=$1 method own STUDENT_CKPT=${STUDENT_CKPT:-}
   shift
   [[ $SETTING != *scratch* ]] || STUDENT_CKPT=''
   for method in $methods; do
+    set_tuned "$method"
+    own=("${STUDENT_PAIRS[@]}" "${TUNED[@]}")
     case $method in
-      KD | KDFeature) without_labels "$method" "$@" ;;
+      KD | KDFeature) without_labels "$method" "${own[@]}" "$@" ;;
       DHO-F) # lib.sh trains the few-shot teachers
         CONFIG=$TEACHER few_shot_teachers
-        train_seeds Distill_DHO "$SETTING" "${VARIANT}_few_shot" "${STUDENT_PAIRS[@]}" "${TEACHER_PAIRS[@]}" "$@"
+        train_seeds Distill_DHO "$SETTING" "${VARIANT}_few_shot" "${own[@]}" "${TEACHER_PAIRS[@]}" "$@"
         ;;
-      *) train_seeds "Distill_$method" "$SETTING" "$VARIANT" "${STUDENT_PAIRS[@]}" "$@" ;;
+      *) train_seeds "Distill_$method" "$SETTING" "$VARIANT" "${own[@]}" "$@" ;;
     esac
   done
 }
 
-# without_labels METHOD [KEY VALUE ...]: the runs of a method that looks at no label; a shot is drawn all the same.
+# without_labels METHOD KEY VALUE ...: the runs of a method that looks at no label; a shot is drawn all the same.
 without_labels() {
   local method=$1 LABELED=unlabeled LABELED_PAIRS=(DATASET.NUM_SHOTS 1)
   shift
-  train_seeds "Distill_$method" "$SETTING" "$VARIANT" "${STUDENT_PAIRS[@]}" "$@"
+  train_seeds "Distill_$method" "$SETTING" "$VARIANT" "$@"
 }
 
 # check_methods METHOD...: whether there are such methods.
