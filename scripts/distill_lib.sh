@@ -41,7 +41,7 @@ set_tuned() {
     mini:mini_resnet:DHO*) values="3e-3 0.02" ;;
     mini:mini_resnet:CEKD) values="3e-3 0.02" ;;
     mini:mini_resnet_pretrained:DHO*) values="1e-2 0.02" ;;
-    mini:mini_resnet_pretrained:CEKD) values="1e-2 0.02" ;;
+    mini:mini_resnet_pretrained:CEKD) values="1e-2 0.1" ;;
     *) TUNED=() && return ;;
   esac
   read -ra TUNED <<<"$values"
