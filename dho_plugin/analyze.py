@@ -10,6 +10,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from dho_plugin import exhibits
+from dho_plugin.analysis.curves import quarters
 from dho_plugin.analysis.style import save_figure
 from dho_plugin.case_images import pictured_cases
 from dho_plugin.engine.files import atomic_write_text
@@ -25,6 +26,13 @@ EACH: dict[str, Callable[[Findings], Iterator[Exhibit]]] = {
     "gradients": exhibits.gradients,
 }
 KINDS = (*EACH, "features", "cases", "curves")
+# In gradients.jsonl: what is printed of it.
+QUANTITIES = {
+    "cosine_parameters": "cosine, parameters",
+    "cosine_parameters_labeled": "cosine, parameters, labeled images",
+    "cosine_features": "cosine, features",
+    "discrepancy": "prediction discrepancy",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,7 +74,7 @@ def _carry_out(args: argparse.Namespace) -> None:
         for found in findings:
             written += _write(exhibits.training(found), out, found.slug)
     else:
-        written = _write(exhibits.compared_gradients(findings), out, "all") if args.kind == "gradients" else []
+        written = _compare_gradients(findings, out) if args.kind == "gradients" else []
         written += [path for found in findings for path in _write(EACH[args.kind](found), out, found.slug)]
     if not written:
         raise DataError(f"{args.kind}: nothing to draw. {_reasons(findings)}")
@@ -75,6 +83,22 @@ def _carry_out(args: argparse.Namespace) -> None:
 
 def _write(shown: Iterator[Exhibit] | Sequence[Exhibit], out: Path, name: str) -> list[Path]:
     return [path for one in shown for path in save_figure(one.figure, out / f"{name}-{one.name}")]
+
+
+def _compare_gradients(findings: Sequence[Findings], out: Path) -> list[Path]:
+    """Print what the gradients were in each quarter of the training, and write the rows beside each other."""
+    lines = []
+    for found in findings:
+        for key, words in QUANTITIES.items():
+            series = [one[key] for one in found.gradients if len(one.get(key, ())) >= 4]
+            if series:
+                parts, negative = quarters(series)
+                texts = [f"{q.mean:+.3f}" + (f" ± {q.std:.3f}" if q.std is not None else "") for q in parts]
+                lines.append([found.name, words, *texts, f"{negative:.0f}", len(series)])
+    if lines:
+        headers = ["method", "quantity", *(f"quarter {k}" for k in (1, 2, 3, 4)), "below 0 (%)", "seeds"]
+        print(tabulate(lines, headers, disable_numparse=True) + "\n")
+    return _write(exhibits.compared_gradients(findings), out, "all")
 
 
 def _evaluate_features(findings: Sequence[Findings], args: argparse.Namespace, out: Path) -> list[Path]:

@@ -40,7 +40,8 @@ def test_each_figure_is_a_pdf_and_a_png(run, tmp_path, capsys, kind, names):
     assert main([kind, str(run), "--out", str(out)]) == 0
     found = {path.name for path in out.iterdir()}
     assert found == {f"vpt-3-dho-unlabeled-{name}.{ending}" for name in names for ending in ("pdf", "png")}
-    assert set(capsys.readouterr().out.split()) == {str(out / name) for name in found}
+    lines = capsys.readouterr().out.splitlines()[-len(found) :]  # a table may stand before them
+    assert set(lines) == {str(out / name) for name in found}
     for path in out.iterdir():
         if path.suffix == ".pdf":
             assert path.read_bytes().startswith(b"%PDF")
@@ -130,6 +131,8 @@ def test_rows_beside_each_other(write_run, tmp_path, capsys):
     assert main(["gradients", str(tmp_path / "runs"), "--out", str(tmp_path / "figures")]) == 0
     assert main(["features", str(tmp_path / "runs"), "--out", str(tmp_path / "figures")]) == 0
     written = capsys.readouterr().out
+    assert "cosine, parameters" in written
+    assert "below 0 (%)" in written
     for name in ("all-gradients-cosine-parameters.pdf", "all-gradients-eigenvalue.png", "all-tsne.pdf", "one-tsne.png"):
         assert name in written, name
 

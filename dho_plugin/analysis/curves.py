@@ -39,6 +39,38 @@ def band(series: Sequence[Mapping[float, float]]) -> Band:
     return Band(np.array(places), mean, low, high, np.array([len(v) for v in values]))
 
 
+class Quarter(NamedTuple):
+    """A quantity in a quarter of the training: mean and standard deviation (n - 1; None for one) over seeds."""
+
+    mean: float
+    std: float | None
+
+
+def quarters(series: Sequence[Mapping[int, float]]) -> tuple[list[Quarter], float]:
+    """Return what a recorded quantity is in each quarter of the training, and the share of its records below zero.
+
+    Args:
+        series: for each seed its values by step, four or more of them.
+
+    Returns:
+        The four quarters, and the share in percent, the mean over seeds.
+
+    Raises:
+        DataError: a seed has fewer than four records.
+    """
+    if any(len(one) < 4 for one in series) or not series:
+        raise DataError("quarters of a training need at least four records of each seed")
+    parts = [
+        [float(part.mean()) for part in np.array_split([value for _, value in sorted(one.items())], 4)]
+        for one in series
+    ]
+    found = [
+        Quarter(float(np.mean(part)), float(np.std(part, ddof=1)) if len(part) > 1 else None)
+        for part in zip(*parts, strict=True)
+    ]
+    return found, 100.0 * float(np.mean([np.mean(np.array(list(one.values())) < 0) for one in series]))
+
+
 def gain_over_second(scores: Mapping[str, float], method: str) -> float | None:
     """Return the accuracy of a method less that of the best other one (DHO, Fig. 2), or None without another.
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from dho_plugin.analysis.curves import band, gain_over_second, read_gradients, training_scalars
+from dho_plugin.analysis.curves import band, gain_over_second, quarters, read_gradients, training_scalars
 from dho_plugin.errors import DataError
 
 
@@ -22,6 +22,20 @@ def test_gain_over_the_second_best():
     assert gain_over_second(scores, "DHO") == pytest.approx(1.5)
     assert gain_over_second(scores, "CE") == pytest.approx(-20)
     assert gain_over_second({"DHO": 60.0}, "DHO") is None
+
+
+def test_quarters_of_a_training():
+    """In the order of the steps, whatever the order of the records; each seed counts once."""
+    one = {30: -4.0, 0: 1.0, 10: 2.0, 20: 3.0, 40: -6.0}  # five records: the first quarter has two
+    two = dict.fromkeys(range(8), 1.0)
+    found, negative = quarters([one, two])
+    assert [quarter.mean for quarter in found] == [1.25, 2.0, -1.5, -2.5]
+    assert [quarter.std for quarter in found] == pytest.approx([0.25 * 2**0.5, 2**0.5, 2.5 * 2**0.5, 3.5 * 2**0.5])
+    assert negative == pytest.approx((40 + 0) / 2)
+    assert [quarter.std for quarter in quarters([one])[0]] == [None] * 4
+    for too_few in ([], [{1: 1.0, 2: 1.0, 3: 1.0}]):
+        with pytest.raises(DataError, match="four records"):
+            quarters(too_few)
 
 
 def test_scalars_of_a_resumed_run(tmp_path):
