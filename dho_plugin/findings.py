@@ -19,7 +19,7 @@ from dho_plugin.analysis.surface import Surface, surface
 from dho_plugin.engine.evaluator import TestLogits
 from dho_plugin.errors import DHOError
 from dho_plugin.ood import stored_sets
-from dho_plugin.results import TEST_SETS, is_zero_shot, kind
+from dho_plugin.results import TEST_SETS, is_distilled, is_zero_shot, kind
 from dho_plugin.rows import Row, build_rows
 
 _KIND_WORDS = {"labeled": ", labeled only", "unlabeled": ", unlabeled", "placebo": ", placebo"}
@@ -212,8 +212,14 @@ def title(name: str) -> str:
     return {"test": "Test", **TEST_SETS}.get(name, name)
 
 
+def _kind_words(run: dict[str, Any]) -> str:
+    """Return which kind of run it is; what distils into a compact student always has the unlabeled images."""
+    usual = is_distilled(run) and kind(run) == "unlabeled"
+    return "" if usual else _KIND_WORDS.get(kind(run), "")
+
+
 def _names(rows: Sequence[Row]) -> list[str]:
-    names = [row.labels["Method"] + _KIND_WORDS.get(kind(row.runs[0]), "") for row in rows]
+    names = [row.labels["Method"] + _kind_words(row.runs[0]) for row in rows]
     for column in ("Labeled", "Dataset", "Teacher", "Config"):
         if len(set(names)) == len(names):
             break

@@ -1,5 +1,6 @@
 """Figures as files: what each command writes, and what it says where there is nothing to draw."""
 
+import json
 import shutil
 
 import numpy as np
@@ -121,6 +122,15 @@ def test_surface_of_a_trained_run_marks_what_the_run_chose(shared_command, tmp_p
     assert found.surface.best == (found.runs[0]["alpha"], found.runs[0]["beta"])
     assert found.surface.n == 8
     assert main(["surface", str(tmp_path / "run"), "--out", str(tmp_path)]) == 0
+
+
+def test_a_compact_student_s_row_is_called_by_its_method_alone(write_run, tmp_path):
+    """All but one learn from unlabeled images: saying so would only lengthen every legend."""
+    run = write_run(tmp_path / "run", {"test": 20}, 4)
+    results = json.loads((run / "results.json").read_text())
+    changed = {"trainer": "Distill_DHO", "method": "resnet18 DHO", "unlabeled": True}
+    (run / "results.json").write_text(json.dumps(results | changed))
+    assert [found.name for found in find(find_results([run]))] == ["resnet18 DHO"]
 
 
 def test_rows_beside_each_other(write_run, tmp_path, capsys):

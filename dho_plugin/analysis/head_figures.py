@@ -58,7 +58,7 @@ def confidences(found: Mapping[str, Outcome], n: str) -> Figure:
             colour, line, _ = _LOOKS[name]
             edges, shares = confidence_histogram(outcome.confidence)
             axes.stairs(shares.numpy(), edges.numpy(), color=colour, linestyle=line, linewidth=1.6, label=name)
-        axes.set(xlabel="confidence (largest probability, 0 to 1)", ylabel=f"answers (%), n = {n}", xlim=(0, 1))
+        axes.set(xlabel="confidence (largest probability, 0 to 1)", ylabel=f"answers (%)\nn = {n}", xlim=(0, 1))
         axes.set_ylim(bottom=0)
         _legend_above(axes)
 
@@ -126,7 +126,7 @@ def reliability_diagram(found: Mapping[str, Outcome], n: str) -> Figure:
             x, y = bins.confidence.numpy()[kept], bins.accuracy.numpy()[kept]
             look = {"color": colour, "linestyle": line, "marker": marker, "markersize": 3.5, "linewidth": 1.3}
             axes.plot(x, y, **look, label=f"{name}, {ece:.1f}%")
-        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=f"mean confidence of a bin (0 to 1), n = {n}")
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=f"mean confidence of a bin (0 to 1)\nn = {n}")
         axes.set_ylabel("share of right answers (0 to 1)")
         _legend_above(axes)
 

@@ -269,7 +269,8 @@ class TrainerX(ModelStore, TrainingStreams, Stepping):
 
     def elapsed(self) -> float:
         """Return the seconds spent in training so far, those of interrupted runs included."""
-        return self.elapsed_before + time.time() - getattr(self, "time_start", time.time())
+        now = time.time()
+        return self.elapsed_before + now - getattr(self, "time_start", now)
 
 
 class TrainerXU(TrainerX):
