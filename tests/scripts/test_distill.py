@@ -90,6 +90,17 @@ def test_table_1_on_mini(pretend):
     assert "--paper-table" not in table(done)
 
 
+def test_a_compact_student_of_mini_has_the_method_s_tuned_values_and_ones_own_words_win(pretend):
+    words = {"SEEDS": "1", "METHODS": "CEKD DHO", "SHOTS": "4", "STUDENTS": "mini-resnet"}
+    _, calls = pretend("scripts/table1.sh", "mini", "OPTIM.LR", "1.0", **words)
+    lines = [" ".join(call) for call in calls if call[0] == "start" and "Distill" in call[2]]
+    assert len(lines) == 2
+    assert all("OPTIM.LR 3e-3 TRAINER.DHO.LAMBDA 0.02" in line for line in lines)
+    assert all(line.endswith("OPTIM.LR 1.0") for line in lines)
+    _, calls = pretend("scripts/distill.sh", "imagenet", "4", "resnet18", SEEDS="1")
+    assert "OPTIM.LR" not in " ".join(calls[-2])
+
+
 def test_tables_4_and_12_share_their_runs(pretend):
     done, calls = pretend("scripts/table4.sh", SEEDS="1")
     assert done.returncode == 0, done.stderr
