@@ -106,7 +106,7 @@ def test_table_tests_heads_and_cost_are_those_of_the_files(runs, page):
 
 def test_every_axis_says_what_how_much_and_of_how_many(page):
     row = section(page, "vpt-3-dho-unlabeled")
-    for label in ("accuracy (%), n = 3 runs", "answers (%), n = 60", "n = 30 images"):
+    for label in ("accuracy (%), n = 3 runs", "answers (%)", "n = 60 images", "n = 30 images"):
         assert label in row
     assert row.count("training step (n = 3 seeds)") == 6
 
