@@ -35,9 +35,8 @@ def with_heads(rows: Sequence[Row]) -> list[Row]:
     found = []
     for row in rows:
         found.append(row)
-        runs = row.runs if all(map(has_heads, row.runs)) else ()
-        for head in HEADS if runs else ():
-            alone = head_runs(runs, head)
+        for head in _heads(row):
+            alone = head_runs(row.runs, head)
             scores = {title: summarize(alone, name) for name, title in score_columns(alone).items()}
             labels = {**row.labels, "Method": f"{row.labels['Method']}, {head} alone"}
             found.append(replace(row, labels=labels, scores=scores, runs=()))
@@ -50,12 +49,16 @@ def compare_heads(rows: Sequence[Row]) -> list[Comparison]:
     Args:
         rows: what `build_rows` returned.
     """
-    two = [row for row in rows if row.runs and all(map(has_heads, row.runs))]
     return [
         compare_runs(row.runs, head_runs(row.runs, head), {**row.labels, **_names(row.runs[0], head)})
-        for row in two
-        for head in HEADS
+        for row in rows
+        for head in _heads(row)
     ]
+
+
+def _heads(row: Row) -> tuple[str, ...]:
+    """Return the heads whose own figures all runs of a row have; none of a row of the paper's, which has no runs."""
+    return tuple(HEADS) if row.runs and all(map(has_heads, row.runs)) else ()
 
 
 def _names(run: dict[str, Any], head: str) -> dict[str, str]:
