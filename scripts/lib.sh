@@ -398,7 +398,7 @@ note_end() {
 # Nothing goes on behind a script that has ended, failed or was interrupted.
 stop_runs() {
   local group
-  for group in $(jobs -rp); do kill -- "-$group" 2>/dev/null || true; done
+  for group in "${PIDS[@]}"; do kill -- "-$group" 2>/dev/null || true; done # also where its first process was killed already
 }
 trap stop_runs EXIT
 trap 'exit 130' INT

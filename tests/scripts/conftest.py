@@ -40,10 +40,12 @@ echo "{{}}" >"$dir/results.json"
 """
 
 
-def run_bash(*words: str, **settings: str) -> subprocess.CompletedProcess:
-    """Run bash in the repository's root with some settings in its environment."""
+def run_bash(*words: str, timeout: float | None = None, **settings: str) -> subprocess.CompletedProcess:
+    """Run bash in the repository's root with some settings in its environment, for at most `timeout` seconds."""
     environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **settings}
-    return subprocess.run(["bash", *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        ["bash", *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=timeout
+    )
 
 
 @pytest.fixture(scope="session")
