@@ -22,9 +22,8 @@ def test_no_run_goes_on_behind_a_script_that_has_ended(run, end, tmp_path):
     mark = f"300.{os.getpid()}{len(end)}"
     started = f"background one sh -c 'touch {tmp_path}/started; sleep {mark}'; "
     waited = f"while [ ! -f {tmp_path}/started ]; do sleep 0.1; done; "
-    done = run(
-        "-c", f"source scripts/lib.sh; JOBS=2; {started}{waited}{end}", timeout=60
-    )  # a run left over holds its output open
+    ask = f"source scripts/lib.sh; JOBS=2; {started}{waited}{end}"
+    done = run("-c", ask, timeout=60)  # a run that is left over holds the output open
     assert "one: started" in done.stdout
     for _ in range(50):
         left = [
