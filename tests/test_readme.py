@@ -1,4 +1,4 @@
-"""What README says is true: its example runs, its keys, files and commands exist."""
+"""What README and the pages say is true: the example runs, keys, files, links and commands exist."""
 
 import re
 import shlex
@@ -15,6 +15,11 @@ from dho_plugin.train import build_parser, setup_cfg
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("[bd]*s/**/*.md"))
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
@@ -27,7 +32,8 @@ def test_the_example_runs(code):
 
 def test_every_key_in_the_table_exists_with_that_default():
     defaults = dict(flatten(get_cfg_default().TRAINER.DHO))
-    table = README[README.index("### The keys of DHO") :].split("\n\n")[0]
+    text = page("RUNS")
+    table = text[text.index("## The keys of DHO") :].split("\n\n")[0]
     named = set()
     for row in table.splitlines()[3:]:
         keys, _, default = (cell.strip() for cell in row.strip("|").split(" | "))
@@ -42,7 +48,8 @@ def test_every_key_in_the_table_exists_with_that_default():
 
 def test_every_data_key_in_the_table_exists_with_that_default():
     defaults = get_cfg_default().DATASET
-    table = README[README.index("| key (`DATASET.`)") :].split("\n\n")[0]
+    text = page("DATA")
+    table = text[text.index("| key (`DATASET.`)") :].split("\n\n")[0]
     rows = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table.splitlines()[2:]]
     assert len(rows) > 5
     for keys, _, default in rows:
@@ -58,14 +65,14 @@ def test_every_data_set_that_is_named_has_a_config():
 
 
 def test_the_data_check_s_words_exist():
-    words = re.search(r"python -m dho_plugin.data (check .*)", README)[1]
+    words = re.search(r"python -m dho_plugin.data (check .*)", page("DATA"))[1]
     args = data_command.build_parser().parse_args(shlex.split(words))
     assert args.verify
 
 
 def test_the_evaluation_in_the_page_on_own_data_is_a_command_line():
-    page = (ROOT / "docs/OWN_DATA.md").read_text(encoding="utf-8")
-    command = page[page.index("python -m dho_plugin.train") :].split("```")[0].replace("\\\n", " ")
+    text = page("OWN_DATA")
+    command = text[text.index("python -m dho_plugin.train") :].split("```")[0].replace("\\\n", " ")
     args = build_parser().parse_args(shlex.split(command)[3:])
     cfg = setup_cfg(args)
     assert (cfg.DATASET.NAME, cfg.DATASET.PREFIX, args.load_epoch) == ("ImageFolder", "new", cfg.OPTIM.MAX_EPOCH)
@@ -73,35 +80,40 @@ def test_the_evaluation_in_the_page_on_own_data_is_a_command_line():
 
 
 def test_the_words_that_fill_a_cache_are_a_command_line():
-    words = README[README.index("python -m dho_plugin.cache --views") :].split("\nbash")[0].replace("\\\n", " ")
+    text = page("CACHE")
+    words = text[text.index("python -m dho_plugin.cache --views") :].split("\nbash")[0].replace("\\\n", " ")
     args = cache.build_parser().parse_args(shlex.split(words)[3:])
     cfg = setup_cfg(args)
     assert (args.views, cfg.TRAINER.NAME, cfg.DATASET.NAME) == (10, "LinearProbe_DHO", "ImageNet")
 
 
 def test_the_words_that_start_several_processes_are_a_command_line():
-    words = README[README.index("torchrun --nproc_per_node=8") :].split("\nPROCESSES")[0].replace("\\\n", " ")
+    text = page("RUNS")
+    words = text[text.index("torchrun --nproc_per_node=8") :].split("\nPROCESSES")[0].replace("\\\n", " ")
     cfg = setup_cfg(build_parser().parse_args(shlex.split(words)[4:]))
     assert (cfg.TRAINER.NAME, cfg.DATASET.NUM_SHOTS) == ("CoOp_DHO", 16)
-    assert f"| {cfg.TRAIN.ACCUMULATION} |" in README[README.index("| `TRAIN.ACCUMULATION` |") :].split("\n")[0]
+    assert f"| {cfg.TRAIN.ACCUMULATION} |" in text[text.index("| `TRAIN.ACCUMULATION` |") :].split("\n")[0]
 
 
 def test_the_keys_of_the_cache_exist_with_that_default():
     cfg = get_cfg_default()
-    table = README[README.index("| `INPUT.VIEWS` |") :].split("\n\n")[0].splitlines()
+    text = page("CACHE")
+    table = text[text.index("| `INPUT.VIEWS` |") :].split("\n\n")[0].splitlines()
     assert table[0].endswith(f"| {cfg.INPUT.VIEWS} |")
     assert table[1].endswith(f"| {cfg.MODEL.FEATURES} |")
 
 
 def test_the_commands_exist():
-    commands = re.findall(r"^(bash scripts/\S+|python -m \S+)", README, re.MULTILINE)
-    assert commands
+    pages = "\n".join(file.read_text(encoding="utf-8") for file in PAGES)
+    commands = set(re.findall(r"^(bash scripts/\S+|python -m dho_plugin\S*)", pages, re.MULTILINE))
+    assert len(commands) > 10
     for command in commands:
         what = command.split()[-1]
         module = ROOT / what.replace(".", "/")
         files = [ROOT / what] if command.startswith("bash") else [module.with_suffix(".py"), module / "__main__.py"]
         assert any(file.exists() for file in files), command
-    long = README[README.index("python -m dho_plugin.train") :].split("```")[0].replace("\\\n", " ")
+    text = page("RUNS")
+    long = text[text.index("python -m dho_plugin.train") :].split("```")[0].replace("\\\n", " ")
     cfg = setup_cfg(build_parser().parse_args(shlex.split(long)[3:]))
     assert cfg.TRAINER.NAME == "CoOp_DHO"
     ood.build_parser().parse_args(shlex.split("--alpha 0.4 --beta 0.5 output/my_run"))
@@ -109,7 +121,7 @@ def test_the_commands_exist():
 
 
 def test_the_words_that_use_a_result_are_command_lines():
-    section = README[README.index("## Using the result") :].split("\n## ")[0]
+    section = page("RESULTS")
     words = re.findall(r"^python -m dho_plugin.(?:predict|export) .*", section, re.MULTILINE)
     lines = [shlex.split(line, comments=True) for line in words]
     parsers = {"dho_plugin.predict": predict, "dho_plugin.export": export}
@@ -125,17 +137,26 @@ def test_the_words_that_use_a_result_are_command_lines():
     assert (dho.KD_HEAD, student.CE_HEAD, dho.ALPHA, dho.BETA) == ("unit", "linear", 0.5, 0.5)
 
 
-@pytest.mark.parametrize(
-    "page", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("[bd]*s/*.md")), ids=lambda page: page.name
-)
-def test_no_page_waits_for_its_figures(page):
-    text = page.read_text(encoding="utf-8")
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
+def test_no_page_waits_for_its_figures(file):
+    text = file.read_text(encoding="utf-8")
     assert not re.findall(r"^[A-Z_]{4,}$|TODO|FIXME|XXX", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
+def test_every_link_to_a_file_of_ours_leads_there(file):
+    text = re.sub(r"```.*?```|`[^`]*`", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith(("http", "#"))]
+    assert not [link for link in links if not (file.parent / link.partition("#")[0]).exists()]
+
+
+def test_readme_leads_to_every_page():
+    assert not [file.name for file in (ROOT / "docs").glob("*.md") if f"]({'docs/' + file.name})" not in README]
 
 
 def test_every_key_of_compact_students_exists_with_that_default():
     defaults = dict(flatten(get_cfg_default()))
-    section = README[README.index("## Compact students") : README.index("## One run, with the flags")]
+    section = page("STUDENTS")
     named = set()
     for row in section[section.index("| key |") :].split("\n\n")[0].splitlines()[2:]:
         keys, _, values = (cell.strip() for cell in row.strip("|").split(" | "))
