@@ -118,8 +118,7 @@ class ViewDataset(_ImageTable):
         return [self.row(position, **row) for position, row in zip(positions.tolist(), rows, strict=True)]
 
     def _images(self, found: Sequence[tuple[int, View, Image.Image, int]], pre: Preprocess) -> torch.Tensor:
-        pixels = [view_pixels(image, where, pre, scale) for _, where, image, scale in found]
-        return normalize_pixels(torch.stack(pixels), pre)
+        return normalize_pixels([view_pixels(image, where, pre, scale) for _, where, image, scale in found], pre)
 
     def _readable(self, start: int, view: int) -> tuple[int, View, Image.Image, int]:
         for position in ((start + step) % len(self) for step in range(len(self))):

@@ -5,6 +5,7 @@ teacher's outputs can be stored once and replayed.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -147,14 +148,14 @@ def apply_view(image: Image.Image, view: View, pre: Preprocess, scale: int = 1) 
     Returns:
         float32 (3, S, S).
     """
-    return normalize_pixels(view_pixels(image, view, pre, scale), pre)
+    return normalize_pixels([view_pixels(image, view, pre, scale)], pre)[0]
 
 
-def view_pixels(image: Image.Image, view: View, pre: Preprocess, scale: int = 1) -> torch.Tensor:
-    """Return the pixels of a view, uint8 (3, S, S): `apply_view` before the normalization."""
+def view_pixels(image: Image.Image, view: View, pre: Preprocess, scale: int = 1) -> np.ndarray:
+    """Return the pixels of a view, uint8 (S, S, 3): `apply_view` before the normalization."""
     box = (view.left, view.top, view.left + view.width, view.top + view.height)
     image = _cut(image, box, (pre.size, pre.size), pre, scale)
-    return F.pil_to_tensor(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else image).contiguous()
+    return np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else image)
 
 
 def eval_transform(
@@ -178,7 +179,7 @@ def eval_transform(
     if pre.resize_mode == "shortest":
         resized = (side * width // shorter, side * height // shorter)
     image = _cut(image, (0, 0, width, height), resized, pre, scale)
-    return normalize(F.center_crop(image, [pre.size, pre.size]), pre)
+    return normalize_pixels([np.asarray(F.center_crop(image, [pre.size, pre.size]))], pre)[0]
 
 
 def possible_reduction(width: int, height: int, size: int, gap: float) -> float:
@@ -212,11 +213,7 @@ def _cut(
     return image.resize(size, Image.Resampling[pre.interpolation.upper()], box=inner)
 
 
-def normalize(image: Image.Image, pre: Preprocess) -> torch.Tensor:
-    """Return an RGB image (H, W) as a model wants it, float32 (3, H, W)."""
-    return normalize_pixels(F.pil_to_tensor(image).contiguous(), pre)
-
-
-def normalize_pixels(pixels: torch.Tensor, pre: Preprocess) -> torch.Tensor:
-    """Return uint8 pixels (..., 3, H, W) as a model wants them, float32: scaled to 0..1, less mean, over std."""
-    return F.normalize(F.to_dtype(pixels, torch.float32, scale=True), list(pre.mean), list(pre.std), inplace=True)
+def normalize_pixels(pixels: Sequence[np.ndarray], pre: Preprocess) -> torch.Tensor:
+    """Return N pictures, uint8 (H, W, 3), as a model wants them, float32 (N, 3, H, W): in 0..1, less mean, over std."""
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+    return F.normalize(F.to_dtype(images, torch.float32, scale=True), list(pre.mean), list(pre.std), inplace=True)
