@@ -10,8 +10,8 @@ from dho_plugin.core.baselines import over_batches
 from dho_plugin.core.heads import HEADS
 from dho_plugin.core.losses import DHOLoss, ce_loss, kd_loss, weighted
 from dho_plugin.dho_trainer import DHOTrainer
-from dho_plugin.engine.config import INITS, check_choice
 from dho_plugin.engine.data import ClassInfo, ImageList
+from dho_plugin.engine.rules import INITS, POSITIVE, check_rules, one_of
 from dho_plugin.errors import ConfigError
 from dho_plugin.models.backbones import LoadedBackbone, is_backbone, load_backbone
 from dho_plugin.models.clip import LoadedCLIP
@@ -35,11 +35,9 @@ class DistillTrainer(DHOTrainer):
         """Check TRAINER.DISTILL.*, and what a student without text cannot have."""
         super().check_cfg(cfg)
         node, dho, student = cfg.TRAINER.DISTILL, cfg.TRAINER.DHO, cfg.MODEL.BACKBONE
-        check_choice("TRAINER.DISTILL.CE_HEAD", node.CE_HEAD, HEADS)
-        check_choice("TRAINER.DISTILL.INIT", node.INIT, INITS)
-        for key in ("FEATURE_WEIGHT", "BINARY_WEIGHT", "BINARY_T"):
-            if not node[key] > 0:
-                raise ConfigError(f"TRAINER.DISTILL.{key} is {node[key]}; allowed: a number above 0")
+        rules = {"CE_HEAD": one_of(*HEADS), "INIT": one_of(*INITS)}
+        rules |= dict.fromkeys(("FEATURE_WEIGHT", "BINARY_WEIGHT", "BINARY_T"), POSITIVE)
+        check_rules(node, rules, "TRAINER.DISTILL.")
         inits = {"TRAINER.DISTILL.INIT": node.INIT}
         if self.dho and self.kd_name == "kd_head":
             inits["TRAINER.DHO.INIT"] = dho.INIT

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from dho_plugin.dho_trainer import DHOTrainer
-from dho_plugin.engine.config import INITS, check_choice
 from dho_plugin.engine.data import ClassInfo
 from dho_plugin.engine.registry import TRAINER_REGISTRY
+from dho_plugin.engine.rules import INITS, check_rules, one_of
 from dho_plugin.models.clip import LoadedCLIP
 from dho_plugin.models.student import CLIPStudent, Student
 
@@ -45,8 +45,8 @@ class LinearProbe(DHOTrainer):
         """Check TRAINER.LINEARPROBE.*."""
         super().check_cfg(cfg)
         node = cfg.TRAINER.LINEARPROBE
-        check_choice("TRAINER.LINEARPROBE.HEAD", node.HEAD, ("linear", "mlp"))
-        check_choice("TRAINER.LINEARPROBE.INIT", node.INIT, INITS if node.HEAD == "linear" else ("kaiming",))
+        inits = INITS if node.HEAD == "linear" else ("kaiming",)
+        check_rules(node, {"HEAD": one_of("linear", "mlp"), "INIT": one_of(*inits)}, "TRAINER.LINEARPROBE.")
 
     def build_student(self, clip: LoadedCLIP, classes: Sequence[ClassInfo]) -> Student:
         """Return the linear probe."""

@@ -15,12 +15,14 @@ from dho_plugin.engine.data import ClassInfo
 from dho_plugin.engine.fingerprint import weights_fingerprint
 from dho_plugin.engine.optim import StepSchedule, build_optimizer
 from dho_plugin.engine.registry import TRAINER_REGISTRY
-from dho_plugin.errors import ConfigError
+from dho_plugin.engine.rules import POSITIVE, Rule, check_rules
 from dho_plugin.models.clip import LoadedCLIP
 from dho_plugin.models.student import CLIPStudent, Student
 from dho_plugin.models.zeroshot import class_features
 from dho_plugin.passes import evaluated_features, view_passes
 from dho_plugin.teachers.cache_adapter import FILE_NAME, CacheAdapter, write_adapter
+
+TWO_NUMBERS = Rule(lambda pair: len(pair) == 2 and min(pair) > 0, "two numbers above 0, of beta and of alpha")
 
 
 class TipAdapterStudent(CLIPStudent):
@@ -57,15 +59,9 @@ class TipAdapter(DHOTrainer):
     def check_cfg(self, cfg) -> None:
         """Check TRAINER.TIPADAPTER.*."""
         super().check_cfg(cfg)
-        node = cfg.TRAINER.TIPADAPTER
-        for key in ("ALPHA", "BETA", "PASSES", "EPS"):
-            if not node[key] > 0:
-                raise ConfigError(f"TRAINER.TIPADAPTER.{key} is {node[key]}; allowed: above 0")
-        for key in ("SEARCH_SCALE", "SEARCH_STEP"):
-            if len(node[key]) != 2 or not all(value > 0 for value in node[key]):
-                raise ConfigError(
-                    f"TRAINER.TIPADAPTER.{key} is {node[key]}; allowed: two numbers, of beta and of alpha"
-                )
+        rules = dict.fromkeys(("ALPHA", "BETA", "PASSES", "EPS"), POSITIVE)
+        rules |= dict.fromkeys(("SEARCH_SCALE", "SEARCH_STEP"), TWO_NUMBERS)
+        check_rules(cfg.TRAINER.TIPADAPTER, rules, "TRAINER.TIPADAPTER.")
 
     def display_name(self) -> str:
         """Return the row's name, with the model: a student's table may hold the teacher's as well."""

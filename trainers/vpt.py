@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from dho_plugin.dho_trainer import DHOTrainer
-from dho_plugin.engine.config import INITS, check_choice
 from dho_plugin.engine.data import ClassInfo
 from dho_plugin.engine.registry import TRAINER_REGISTRY
-from dho_plugin.errors import ConfigError
+from dho_plugin.engine.rules import BELOW_ONE, INITS, at_least, check_rules, one_of
 from dho_plugin.models.clip import LoadedCLIP
 from dho_plugin.models.deep_prompts import VisualPrompts, check_depth
 from dho_plugin.models.image_tower import vision_layers, vision_width
@@ -54,12 +53,8 @@ class VPT(DHOTrainer):
         """Check TRAINER.VPT.*; the depth is checked against the model."""
         super().check_cfg(cfg)
         node = cfg.TRAINER.VPT
-        check_choice("TRAINER.VPT.INIT", node.INIT, INITS)
-        check_choice("TRAINER.VPT.HEAD", node.HEAD, ("linear", "text"))
-        if node.N_CTX_VISION < 1:
-            raise ConfigError(f"TRAINER.VPT.N_CTX_VISION is {node.N_CTX_VISION}; it must be at least 1")
-        if not 0 <= node.DROPOUT < 1:
-            raise ConfigError(f"TRAINER.VPT.DROPOUT is {node.DROPOUT}; allowed: a number in [0, 1)")
+        heads = {"INIT": one_of(*INITS), "HEAD": one_of("linear", "text")}
+        check_rules(node, {**heads, "N_CTX_VISION": at_least(1), "DROPOUT": BELOW_ONE}, "TRAINER.VPT.")
 
     def display_name(self) -> str:
         """Return the name with the depth, as the paper's Table 13 has it."""

@@ -16,13 +16,9 @@ import yaml
 from yacs.config import CfgNode
 
 from dho_plugin.engine.defaults import DEFAULTS
+from dho_plugin.engine.rules import broken, check_rules
 from dho_plugin.errors import ConfigError
 
-SUPPORTED_TRANSFORMS = ("random_resized_crop", "random_flip", "center_crop", "normalize")
-INITS = ("language", "kaiming")  # what a head's rows start from
-FEATURE_MODES = ("online", "cached", "auto", "fill")  # where an encoder's features come from
-TEXT_TOWERS = ("auto", "plain", "truncated", "shared")
-IMAGE_TOWERS = ("auto", "plain")
 PRECISIONS = ("fp32", "fp16", "amp", "bf16")
 # Keys that say where and how a run is executed, not what it computes: two runs that differ only here are the same run.
 EXECUTION_KEYS = frozenset({
@@ -176,70 +172,17 @@ def check_cfg(cfg: CfgNode) -> None:
     Raises:
         ConfigError: names the key, the value and what is allowed.
     """
-    dho, loader, data = cfg.TRAINER.DHO, cfg.DATALOADER, cfg.DATASET
-    rules = [
-        ("TRAINER.DHO.LAMBDA", dho.LAMBDA, 0 <= dho.LAMBDA <= 1, "a number in [0, 1]"),
-        ("TRAINER.DHO.ALPHA", dho.ALPHA, 0 <= dho.ALPHA <= 1, "a number in [0, 1]"),
-        ("TRAINER.DHO.BETA", dho.BETA, dho.BETA > 0, "a number above 0"),
-        ("TRAINER.DHO.ETA", dho.ETA, dho.ETA > 0, "a number above 0"),
-        ("TRAINER.DHO.ZETA", dho.ZETA, dho.ZETA >= 0, "a number above 0, or 0 for the weights' own"),
-        ("TRAINER.DHO.KD_HEAD", dho.KD_HEAD, dho.KD_HEAD in ("cosine", "linear", "unit", "mlp"),
-         "cosine, linear, unit or mlp"),
-        ("TRAINER.DHO.INIT", dho.INIT, dho.KD_HEAD != "mlp" or dho.INIT == "kaiming",
-         "only kaiming beside KD_HEAD mlp: class features fit none of its layers"),
-        ("TRAINER.DHO.MLP.HIDDEN", dho.MLP.HIDDEN, dho.MLP.HIDDEN >= 0, "1 or more, or 0 for the features' width"),
-        ("TRAINER.DHO.MLP.DROPOUT", dho.MLP.DROPOUT, 0 <= dho.MLP.DROPOUT < 1, "a number in [0, 1)"),
-        ("TRAINER.DHO.INIT", dho.INIT, dho.INIT in INITS, "language or kaiming"),
-        ("OPTIM.MAX_EPOCH", cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.MAX_EPOCH >= 0, "0 or more"),
-        *((f"DATALOADER.{part}.BATCH_SIZE", loader[part].BATCH_SIZE, loader[part].BATCH_SIZE > 0, "1 or more")
-          for part in ("TRAIN_X", "TRAIN_U", "TEST")),
-        ("SEED", cfg.SEED, cfg.SEED < 2**32, "below 2^32"),
-        ("MODEL.TEXT_TOWER", cfg.MODEL.TEXT_TOWER, cfg.MODEL.TEXT_TOWER in TEXT_TOWERS, ", ".join(TEXT_TOWERS)),
-        ("MODEL.IMAGE_TOWER", cfg.MODEL.IMAGE_TOWER, cfg.MODEL.IMAGE_TOWER in IMAGE_TOWERS, " or ".join(IMAGE_TOWERS)),
-        ("MODEL.TOME_R", cfg.MODEL.TOME_R, cfg.MODEL.TOME_R >= 0, "0 or more"),
-        ("MODEL.INIT_WEIGHTS", cfg.MODEL.INIT_WEIGHTS, not cfg.MODEL.INIT_WEIGHTS, "only empty (it is not supported)"),
-        ("DATASET.SUBSAMPLE_CLASSES", data.SUBSAMPLE_CLASSES, data.SUBSAMPLE_CLASSES in ("all", "base", "new"),
-         "all, base or new"),
-        ("DATASET.UNREADABLE", data.UNREADABLE, data.UNREADABLE in ("error", "skip"), "error or skip"),
-        ("DATASET.LABELED_PERCENT", data.LABELED_PERCENT, 0 <= data.LABELED_PERCENT <= 100, "a number in [0, 100]"),
-        ("DATASET.NUM_SHOTS", data.NUM_SHOTS, data.NUM_SHOTS < 1 or not data.LABELED_PERCENT,
-         "only -1 beside DATASET.LABELED_PERCENT: the one or the other says what is labeled"),
-        ("DATASET.SHOTS_FROM", data.SHOTS_FROM, data.SHOTS_FROM in ("auto", "draw"), "auto or draw"),
-        *((key, value, all(re.fullmatch(r"[^{}]*{}[^{}]*", str(template)) for template in value),
-           "texts with one {} each, where the class name goes")
-          for key, value in (("DATASET.TEMPLATES", data.TEMPLATES),
-                             ("TRAINER.PROMPTSRC.TEMPLATES", cfg.TRAINER.PROMPTSRC.TEMPLATES))),
-        *((f"DATASET.{key}", data[key], not data[key] or data.NAME == "ImageFolder", "only empty, but for ImageFolder")
-          for key in ("CSV", "TEST_SETS")),
-        *((key, value, value in FEATURE_MODES, "online, cached, auto or fill")
-          for key, value in (("MODEL.FEATURES", cfg.MODEL.FEATURES), ("TRAINER.DHO.TEACHER.MODE", dho.TEACHER.MODE))),
-        ("INPUT.VIEWS", cfg.INPUT.VIEWS, cfg.INPUT.VIEWS >= 0, "0 or more"),
-        ("INPUT.KEEP_MB", cfg.INPUT.KEEP_MB, cfg.INPUT.KEEP_MB >= 0, "0 or more"),
-        ("INPUT.JPEG_GAP", cfg.INPUT.JPEG_GAP, cfg.INPUT.JPEG_GAP == 0 or cfg.INPUT.JPEG_GAP >= 1, "0, or 1 and above"),
-        ("TRAINER.DHO.PROBE_GRADIENTS", dho.PROBE_GRADIENTS, dho.PROBE_GRADIENTS >= 0, "0 (never) or more"),
-        ("TRAIN.ACCUMULATION", cfg.TRAIN.ACCUMULATION, cfg.TRAIN.ACCUMULATION >= 1, "1 or more"),
-        ("TRAIN.COUNT_ITER", cfg.TRAIN.COUNT_ITER, cfg.TRAIN.COUNT_ITER in ("train_x", "train_u", "smaller_one"),
-         "train_x, train_u or smaller_one"),
-        ("TEST.FINAL_MODEL", cfg.TEST.FINAL_MODEL, cfg.TEST.FINAL_MODEL in ("last_step", "best_val"),
-         "last_step or best_val"),
-        ("TEST.SPLIT", cfg.TEST.SPLIT, cfg.TEST.SPLIT in ("test", "val"), "test or val"),
-    ]  # fmt: skip
-    for key, value, holds, allowed in rules:
-        if not holds:
-            raise ConfigError(f"{key} is {value!r}; allowed: {allowed}")
-    unknown = [t for t in cfg.INPUT.TRANSFORMS if t not in SUPPORTED_TRANSFORMS]
-    if unknown:
-        raise ConfigError(f"INPUT.TRANSFORMS has {unknown}; supported: {', '.join(SUPPORTED_TRANSFORMS)}")
-
-
-def check_choice(key: str, value: str, allowed: Sequence[str]) -> None:
-    """Check that a setting is one of the allowed values.
-
-    Raises:
-        ConfigError: names the key, the value and what is allowed.
-    """
-    if value not in allowed:
-        raise ConfigError(f"{key} is {value!r}; choose one of: {', '.join(allowed)}.")
+    check_rules(dict(flatten(cfg)))
+    dho, data = cfg.TRAINER.DHO, cfg.DATASET
+    if dho.KD_HEAD == "mlp" and dho.INIT != "kaiming":
+        allowed = "only kaiming beside KD_HEAD mlp: class features fit none of its layers"
+        raise broken("TRAINER.DHO.INIT", dho.INIT, allowed)
+    if data.NUM_SHOTS >= 1 and data.LABELED_PERCENT:
+        allowed = "only -1 beside DATASET.LABELED_PERCENT: the one or the other says what is labeled"
+        raise broken("DATASET.NUM_SHOTS", data.NUM_SHOTS, allowed)
+    for key in ("CSV", "TEST_SETS"):
+        if data[key] and data.NAME != "ImageFolder":
+            raise broken(f"DATASET.{key}", data[key], "only empty, but for ImageFolder")
 
 
 def dataset_label(cfg: CfgNode) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from dho_plugin.engine.config import check_choice
+from dho_plugin.engine.rules import check_rule, one_of
 from dho_plugin.errors import ConfigError
 
 
@@ -51,7 +51,7 @@ def build_optimizer(
     Raises:
         ConfigError: unknown name, nothing to train, or staged rates that do not fit the module.
     """
-    check_choice("OPTIM.NAME", optim_cfg.NAME, tuple(OPTIMIZERS))
+    check_rule("OPTIM.NAME", optim_cfg.NAME, one_of(*OPTIMIZERS))
     groups = _staged_groups(model_or_params, optim_cfg) if optim_cfg.STAGED_LR else _plain_groups(model_or_params)
     groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
     groups = [group for group in groups if group["params"]]
@@ -188,9 +188,9 @@ def build_lr_scheduler(
 
 
 def _check_schedule(optim_cfg: Any) -> None:
-    check_choice("OPTIM.LR_SCHEDULER", optim_cfg.LR_SCHEDULER, SCHEDULERS)
+    check_rule("OPTIM.LR_SCHEDULER", optim_cfg.LR_SCHEDULER, one_of(*SCHEDULERS))
     if optim_cfg.WARMUP_EPOCH > 0:
-        check_choice("OPTIM.WARMUP_TYPE", optim_cfg.WARMUP_TYPE, WARMUPS)
+        check_rule("OPTIM.WARMUP_TYPE", optim_cfg.WARMUP_TYPE, one_of(*WARMUPS))
     steps = _stepsizes(optim_cfg)
     if not steps or not all(isinstance(step, int) for step in steps):
         raise ConfigError(

@@ -7,8 +7,9 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from dho_plugin.engine.config import check_choice, flatten, get_cfg_default
+from dho_plugin.engine.config import flatten, get_cfg_default
 from dho_plugin.engine.defaults import DEFAULTS
+from dho_plugin.engine.rules import RULES, check_rules, one_of
 from dho_plugin.errors import ConfigError
 from dho_plugin.hosts.protocol import dassl
 from dho_plugin.hosts.routes import choose_route
@@ -17,6 +18,7 @@ ROUTE = "auto"  # TRAINER.DHO.ROUTE, of host trainers turned into DHO ones: auto
 # Of the keys that Dassl lacks, those that a host's own trainer with DHO reads; SUBSAMPLE_CLASSES is the hosts' own.
 READ = ("TRAINER.", "MODEL.BACKBONE.", "MODEL.TEXT_TOWER", "DATASET.TEMPLATES", "DATASET.SUBSAMPLE_CLASSES")
 _added: dict[str, Any] = {}  # the keys that Dassl lacks, and their defaults
+KD_HEAD = one_of("cosine", "linear")  # fewer than beside our own trainers
 
 
 def add_missing(node: CfgNode, wanted: dict[str, Any]) -> None:
@@ -70,14 +72,9 @@ def check_dho(cfg) -> None:
     require_dho(cfg)
     dho = cfg.TRAINER.DHO
     choose_route(dho.get("ROUTE", ROUTE), dho.LAMBDA)
-    check_choice("TRAINER.DHO.KD_HEAD", dho.KD_HEAD, ("cosine", "linear"))
-    check_choice("TRAINER.DHO.INIT", dho.INIT, ("language", "kaiming"))
-    for key in ("LAMBDA", "ALPHA"):
-        if not 0 <= dho[key] <= 1:
-            raise ConfigError(f"TRAINER.DHO.{key} is {dho[key]!r}; allowed: a number in [0, 1]")
-    for key in ("BETA", "ETA"):
-        if not dho[key] > 0:
-            raise ConfigError(f"TRAINER.DHO.{key} is {dho[key]!r}; allowed: a number above 0")
+    keys = ("LAMBDA", "ALPHA", "BETA", "ETA", "INIT")
+    rules = {key: RULES[f"TRAINER.DHO.{key}"] for key in keys} | {"KD_HEAD": KD_HEAD}
+    check_rules(dho, rules, "TRAINER.DHO.")
     if dho.TEACHER.MODE not in ("auto", "online"):
         raise ConfigError(
             f"TRAINER.DHO.TEACHER.MODE {dho.TEACHER.MODE}: a host's views are drawn anew, nothing can be stored; "
