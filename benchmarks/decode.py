@@ -25,7 +25,7 @@ from dho_plugin.engine.data import Datum
 from dho_plugin.engine.decode import ImageFile
 from dho_plugin.engine.files import write_json
 from dho_plugin.engine.image_sets import EvalDataset, ViewDataset
-from dho_plugin.engine.views import Preprocess, ViewSpec, normalize, possible_reduction
+from dho_plugin.engine.views import Preprocess, ViewSpec, normalize_pixels, possible_reduction
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 STUDENT, TEACHER = Preprocess(224, MEAN, STD), Preprocess(336, MEAN, STD)
@@ -122,7 +122,7 @@ def parts(images: dict[str, list[Datum]], gap: float) -> list[dict]:
         steps = {
             "all": lambda i, _, data=data: data[i],
             "decode": decode,
-            "norm": lambda *_: normalize(square, STUDENT),
+            "norm": lambda *_: normalize_pixels([np.asarray(square)], STUDENT)[0],
         }
         each = seconds_each(steps, len(items), 0.4)
         each["resize"] = each["all"] - each["decode"] - each["norm"]
