@@ -37,7 +37,7 @@ def build_mini_backbone(name: str) -> tuple[ResNet, Preprocess]:
 
 def build_resnet() -> ResNet:
     """Return the mini ResNet with random weights: one block a stage behind three 3 x 3 convolutions."""
-    # Blocks that start as the identity (timm's default) learn several times slower in a net of four.
+    # Blocks that start as the identity (timm's default) take twice the steps in a net of four.
     options = {"stem_type": "deep", "stem_width": STEM_WIDTH, "zero_init_last": False}
     net = ResNet(BasicBlock, (1, 1, 1, 1), channels=CHANNELS, num_classes=0, **options)
     net.maxpool = nn.Identity()  # of 32 pixels it would leave 8
