@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dho_plugin.core.losses import widen
 from dho_plugin.errors import ConfigError
 
 ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
@@ -141,11 +142,11 @@ def _count_correct(
 
 
 def _softmax(logits: Tensor, beta: float = 1.0) -> Tensor:
-    return (logits.to(torch.promote_types(logits.dtype, torch.float32)) / beta).softmax(dim=-1)
+    return (widen(logits) / beta).softmax(dim=-1)
 
 
 def _log_softmax(logits: Tensor, beta: float = 1.0) -> Tensor:
-    return (logits.to(torch.promote_types(logits.dtype, torch.float32)) / beta).log_softmax(dim=-1)
+    return (widen(logits) / beta).log_softmax(dim=-1)
 
 
 def _check_shapes(logits_ce: Tensor, logits_kd: Tensor) -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dho_plugin.core.losses import widen
 from dho_plugin.errors import ConfigError
 
 
@@ -33,7 +34,7 @@ def mean_keys(passes: Tensor) -> Tensor:
     Returns:
         (N, D), fp32 (fp64 for fp64 features).
     """
-    return F.normalize(_widen(passes).mean(dim=0), dim=-1)
+    return F.normalize(widen(passes).mean(dim=0), dim=-1)
 
 
 def cache_logits(affinity: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:
@@ -117,7 +118,3 @@ def search_cache(
         correct, alpha = max(zip(torch.stack(counts).tolist(), alphas, strict=True), key=lambda point: point[0])
         best = max(best, (correct, beta, alpha), key=lambda point: point[0])  # of equal ones the first
     return CacheSearch(best[2], best[1], 100 * best[0] / len(labels))
-
-
-def _widen(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
