@@ -14,7 +14,7 @@ set_labeled "$2"
 set_student "$3"
 shift 3
 read_options "" "$@"
-RATES=${RATES:-3e-3 1e-2} LAMBDAS=${LAMBDAS:-0.1 0.5 0.02} FURTHER_RATES=${FURTHER_RATES:-1e-3 3e-2}
+RATES=${RATES:-3e-3 1e-2 3e-2} LAMBDAS=${LAMBDAS:-0.1 0.5 0.02} FURTHER_RATES=${FURTHER_RATES:-1e-3 1e-1}
 OUTPUT=$OUTPUT/tuning SEEDS=${TUNING_SEED:-101}
 methods=${METHODS:-CE KD CEKDFeature CEKD SSKD DHKD DHO}
 check_methods $methods

@@ -201,14 +201,14 @@ def test_every_method_has_as_many_tries_on_held_out_labels(pretend):
     done, calls = pretend("scripts/tune_distill.sh", "mini", "4", "mini-resnet", "A.B", "c", GOOD="*DHO*_lr1e-2_*")
     assert done.returncode == 0, done.stderr
     tries = runs(calls)
-    assert len(tries) == 7 * 4
-    assert len(set(tries)) == 7 * 4
+    assert len(tries) == 7 * 5
+    assert len(set(tries)) == 7 * 5
     assert [run.split("shots")[1] for run in tries if "_DHO/" in run] == [
         f"_lr{rate}_lambda{weight}/seed101"
-        for rate, weight in (("3e-3", 0.1), ("1e-2", 0.1), ("1e-2", 0.5), ("1e-2", 0.02))
+        for rate, weight in (("3e-3", 0.1), ("1e-2", 0.1), ("3e-2", 0.1), ("1e-2", 0.5), ("1e-2", 0.02))
     ]
     assert [run.split("shots")[1].split("/")[0] for run in tries if "_CE/" in run] == [
-        "_lr3e-3", "_lr1e-2", "_lr1e-3", "_lr3e-2",
+        "_lr3e-3", "_lr1e-2", "_lr3e-2", "_lr1e-3", "_lr1e-1",
     ]  # fmt: skip
     for call in (call for call in calls if call[0] == "start"):
         words = " ".join(call)
@@ -217,7 +217,7 @@ def test_every_method_has_as_many_tries_on_held_out_labels(pretend):
         assert ("LAMBDA 0.02" in words) == ("_lambda0.02" in words)
     assert "\nDHO lr 1e-2 lambda 0.5: 60.5\n" in done.stdout
     assert "\nCEKD lr 3e-3 lambda 0.02: 9.5\n" in done.stdout
-    assert "\nKD lr 3e-2: 9.5\n" in done.stdout
+    assert "\nKD lr 1e-1: 9.5\n" in done.stdout
 
 
 def test_other_values_are_tried_when_asked(pretend):
