@@ -38,13 +38,13 @@ students() {
 set_tuned() {
   local values
   case $DATASET:$SETTING:$1 in
-    mini:mini_resnet:DHO* | mini:mini_resnet:CEKD* | mini:mini_resnet:SSKD) values="1e-2 0.02" ;;
-    mini:mini_resnet_pretrained:SSKD) values="1e-2 0.02" ;;
+    mini:mini_resnet:CEKD | mini:mini_resnet:SSKD) values="3e-2 0.02" ;;
     mini:mini_resnet:CE) values="3e-2" ;;
-    mini:mini_resnet_pretrained:CE) values="1e-3" ;;
-    mini:mini_resnet_pretrained:KD) values="3e-2" ;;
-    mini:mini_resnet*:KD*) values="1e-2" ;; # KDFeature was not tried
-    mini:mini_resnet*) values="1e-2 0.1" ;;
+    mini:mini_resnet_pretrained:CE) values="1e-1" ;;
+    mini:mini_resnet:KD*) values="1e-2" ;; # KDFeature was not tried
+    mini:mini_resnet_pretrained:KD*) values="3e-2" ;;
+    mini:mini_resnet*:DHKD) values="1e-2 0.1" ;;
+    mini:mini_resnet*) values="3e-2 0.1" ;;
     *) TUNED=() && return ;;
   esac
   read -ra TUNED <<<"$values"

@@ -95,13 +95,14 @@ def test_a_compact_student_of_mini_has_the_method_s_tuned_values_and_ones_own_wo
     _, calls = pretend("scripts/table1.sh", "mini", "OPTIM.LR", "1.0", **words)
     lines = [" ".join(call) for call in calls if call[0] == "start" and "Distill" in call[2]]
     assert len(lines) == 2
-    assert all("OPTIM.LR 1e-2 TRAINER.DHO.LAMBDA 0.02" in line for line in lines)
-    assert all(line.endswith("OPTIM.LR 1.0") for line in lines)
+    for weight, line in zip(("0.02", "0.1"), lines, strict=True):
+        assert line.endswith(f"OPTIM.LR 3e-2 TRAINER.DHO.LAMBDA {weight} OPTIM.LR 1.0")
     _, calls = pretend("scripts/distill.sh", "mini", "4", "mini-resnet-pretrained", "--compare", SEEDS="1")
     found = {call[2]: " ".join(call) for call in calls if call[0] == "start"}
-    assert "OPTIM.LR 1e-3" in found["Distill_CE"]
+    assert "OPTIM.LR 1e-1" in found["Distill_CE"]
     assert "LAMBDA" not in found["Distill_CE"] + found["Distill_KD"]
-    assert all("OPTIM.LR 1e-2 TRAINER.DHO.LAMBDA 0.1" in found[f"Distill_{name}"] for name in ("DHO", "CEKD", "DHKD"))
+    assert all("OPTIM.LR 3e-2 TRAINER.DHO.LAMBDA 0.1" in found[f"Distill_{name}"] for name in ("DHO", "CEKD", "SSKD"))
+    assert "OPTIM.LR 1e-2 TRAINER.DHO.LAMBDA 0.1" in found["Distill_DHKD"]
     _, calls = pretend("scripts/distill.sh", "imagenet", "4", "resnet18", SEEDS="1")
     assert "OPTIM.LR" not in " ".join(calls[-2])
 
