@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, StepLR
+from torch.testing import assert_close
 
 from dho_plugin.engine.model_store import ModelStore
 from dho_plugin.engine.optim import build_lr_scheduler, build_optimizer, learning_rate, step_learning_rate
@@ -288,7 +289,17 @@ def test_optimizer_uses_its_keys(name):
     )
     ours, by_hand = small_model(), small_model()
     trained = train(build_optimizer(ours, cfg), ours)
-    assert torch.equal(trained, train(OPTIMIZERS[name](by_hand.parameters()), by_hand))
+    assert_close(trained, train(OPTIMIZERS[name](by_hand.parameters()), by_hand), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["adam", "amsgrad", "adamw"])
+def test_adam_takes_its_step_in_one_kernel(name):
+    assert build_optimizer(small_model(), config(NAME=name)).param_groups[0]["fused"]
+
+
+def test_where_there_is_no_such_kernel_the_plain_one_is_taken():
+    model = torch.nn.Linear(2, 2, device="meta")
+    assert not build_optimizer(model, config(NAME="adamw")).param_groups[0]["fused"]
 
 
 def test_sgd_dampening():
