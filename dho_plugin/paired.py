@@ -32,8 +32,8 @@ PAIRS = (
 )
 MEASURES = ("test", "val", "OOD")  # what is compared, where a run has it
 NOTE = (
-    "Differences in percentage points over the seeds that both have: mean and standard deviation, smallest to largest, "
-    "p of a two-sided paired t-test (not corrected for the number of comparisons)."
+    "Differences in percentage points over the seeds that both have: mean and standard deviation, {} "
+    "of a two-sided paired t-test (not corrected for the number of comparisons)."
 )
 
 
@@ -113,13 +113,14 @@ def compare_runs(
     return Comparison(labels, {title: paired(_differences(runs, others, key)) for key, title in shown.items()})
 
 
-def format_comparisons(comparisons: Sequence[Comparison], style: str, decimals: int = 1) -> str:
+def format_comparisons(comparisons: Sequence[Comparison], style: str, decimals: int = 1, *, ranges: bool = True) -> str:
     """Format comparisons as text, with a line that says what the columns are.
 
     Args:
-        comparisons: what `compare` returned.
+        comparisons: what `compare` or `widen_comparisons` returned.
         style: tabulate's name of the format.
         decimals: digits after the point.
+        ranges: whether the smallest and the largest difference are shown.
 
     Returns:
         The table, or a line that says there is nothing to compare.
@@ -127,20 +128,26 @@ def format_comparisons(comparisons: Sequence[Comparison], style: str, decimals: 
     if not comparisons:
         return "Nothing to compare: no method has runs with and without DHO here."
     labels = [comparison.labels for comparison in comparisons]
-    shown = shown_columns(labels, ["Method", "Labeled", "Difference"], ["Teacher", "Config"])
+    always = [name for name in ("Method", "Labeled", "Difference") if name in labels[0]]
+    shown = shown_columns(labels, always, ["Teacher", "Config"])
     titles = dict.fromkeys(title for row in comparisons for title in row.measures)
     titles = sorted(titles, key=lambda title: title == "OOD")  # last, as in the table
-    headers = [*shown, *(f"{title}{part}" for title in titles for part in ("", " range", " p")), "Seeds"]
+    parts = ("", " range", " p") if ranges else ("",)
+    headers = [*shown, *(f"{title}{part}" for title in titles for part in parts), "Seeds"]
     body = [
         [
             *(row.labels[name] for name in shown),
-            *_format_measures([row.measures.get(title, Paired(0)) for title in titles], decimals),
+            *_format_measures([row.measures.get(title, Paired(0)) for title in titles], decimals, ranges),
             _format_seeds(row.measures),
         ]
         for row in comparisons
     ]
     align = ["left"] * len(shown) + ["right"] * (len(headers) - len(shown))
-    return tabulate(body, headers, tablefmt=style, disable_numparse=True, colalign=align) + "\n\n" + NOTE
+    return (
+        tabulate(body, headers, tablefmt=style, disable_numparse=True, colalign=align)
+        + "\n\n"
+        + NOTE.format("smallest to largest, p" if ranges else "in brackets p")
+    )
 
 
 def _compare_kinds(runs: list[dict[str, Any]]) -> Iterator[Comparison]:
@@ -190,15 +197,20 @@ def _differences(runs: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]
     return [a[seed] - b[seed] for seed in a if a[seed] is not None and b.get(seed) is not None]
 
 
-def _format_measures(measures: Sequence[Paired], decimals: int) -> Iterator[str]:
+def _format_measures(measures: Sequence[Paired], decimals: int, ranges: bool) -> Iterator[str]:
+    """Yield a cell for the difference, its range and its p; without ranges one cell for difference and p."""
     for found in measures:
         if found.mean is None:
-            yield from "---"
+            yield from "---" if ranges else "-"
             continue
         spread = "" if found.std is None else f" ± {found.std:.{decimals}f}"
-        yield f"{found.mean:+.{decimals}f}{spread}"
-        yield "-" if found.n < 2 else f"{found.low:+.{decimals}f} to {found.high:+.{decimals}f}"
-        yield "-" if found.p is None else "<0.001" if found.p < 0.001 else f"{found.p:.3f}"
+        p = "-" if found.p is None else "<0.001" if found.p < 0.001 else f"{found.p:.3f}"
+        if ranges:
+            yield f"{found.mean:+.{decimals}f}{spread}"
+            yield "-" if found.n < 2 else f"{found.low:+.{decimals}f} to {found.high:+.{decimals}f}"
+            yield p
+        else:
+            yield f"{found.mean:+.{decimals}f}{spread} ({p})"
 
 
 def _format_seeds(measures: dict[str, Paired]) -> str:

@@ -17,6 +17,7 @@ from dho_plugin.paper import beside_the_papers
 from dho_plugin.paper_distill import TABLES, beside_the_papers_table, with_means
 from dho_plugin.results import find_evaluations, find_results
 from dho_plugin.rows import Row, Score, build_rows, shown_columns
+from dho_plugin.wide import widen, widen_comparisons
 
 FORMATS = {"plain": "simple", "markdown": "github", "latex": "latex_raw", "csv": ""}
 PAIRED_FORMATS = ("plain", "markdown")
@@ -74,6 +75,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--decimals", type=int, choices=range(7), default=1, metavar="0-6")
     parser.add_argument("--paired", action="store_true", help="add what DHO and unlabeled images change, seed by seed")
     parser.add_argument("--heads", action="store_true", help="add what each of two heads reaches alone")
+    parser.add_argument(
+        "--wide",
+        action="store_true",
+        help="one row a method: the numbers of labels become columns, of Val and OOD alone",
+    )
     parser.add_argument("--paper", action="store_true", help="put the paper's rows beside ours (runs on imagenet only)")
     parser.add_argument(
         "--paper-table", choices=TABLES, help="put this table of the paper beside ours, in the place of Table 13"
@@ -100,18 +106,20 @@ def report(args: argparse.Namespace) -> str:
     elif args.paper:
         rows = beside_the_papers(rows)
     rows = with_means(rows) if args.mean else rows
-    table = format_table(with_heads(rows) if args.heads else rows, args.format, args.decimals)
+    shown = with_heads(rows) if args.heads else rows
+    table = format_table(widen(shown) if args.wide else shown, args.format, args.decimals)
     if not args.paired:
         return table
     comparisons = compare(results) + (compare_heads(rows) if args.heads else [])
-    return table + "\n\n" + format_comparisons(comparisons, FORMATS[args.format], args.decimals)
+    comparisons = widen_comparisons(comparisons) if args.wide else comparisons
+    return table + "\n\n" + format_comparisons(comparisons, FORMATS[args.format], args.decimals, ranges=not args.wide)
 
 
 def _shown_labels(rows: Sequence[Row]) -> list[str]:
-    """Source is a column beside the paper's rows, Config where rows are alike without it."""
+    """Source is a column beside the paper's rows, Config where rows are alike without it; wide rows have fewer."""
     source = ["Source"] if len({row.labels["Source"] for row in rows}) > 1 else []
-    always = [*source, "Method", "Labeled", "Teacher", "Unlabeled"]
-    return shown_columns([row.labels for row in rows], always, ["Config"])
+    always = [name for name in (*source, "Method", "Labeled", "Teacher", "Unlabeled") if name in rows[0].labels]
+    return shown_columns([row.labels for row in rows], always, ["Config"] if "Config" in rows[0].labels else [])
 
 
 def _format_seeds(seeds: int | None) -> str:

@@ -33,6 +33,7 @@ FLOORS = {
     "dho_plugin.results": 6,
     "dho_plugin.rows": 6,
     "dho_plugin.paired": 6,
+    "dho_plugin.wide": 6,
     "dho_plugin.head_rows": 6,
     "dho_plugin.paper": 6,
     "dho_plugin.hosts": 6,

