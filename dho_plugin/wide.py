@@ -59,7 +59,8 @@ def _alike(rows: Sequence[Labeled]) -> Iterable[list[Labeled]]:
 def _columns(rows: Sequence[Labeled], found: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Return the columns in their order: what was measured, and the number of labels."""
     amounts = sorted({row.labels["Labeled"] for row in rows} - {NO_LABEL}, key=_amount) or [NO_LABEL]
-    return [(title, amount) for title in TITLES if any(title in known for known in found) for amount in amounts]
+    titles = [title for title in TITLES if any(known.get(title) is not None for known in found)]
+    return [(title, amount) for title in titles for amount in amounts]
 
 
 def _amount(labeled: str) -> tuple[bool, float]:

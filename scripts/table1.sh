@@ -11,4 +11,4 @@ students="resnet18 resnet50" shots="1 2 4 8 16" paper=(--paper-table 1)
 [ "$DATASET" != mini ] || students="mini-resnet mini-resnet-pretrained" shots="1 4 16"
 [ "$DATASET" = imagenet ] || paper=()
 distill_grid "${STUDENTS:-$students}" "${SHOTS:-$shots}" "${METHODS:-$BASELINES DHO}" "${PAIRS[@]}"
-show_table "${SHOWN[@]}" --paired "${paper[@]}"
+show_table "${SHOWN[@]}" --wide --paired "${paper[@]}"

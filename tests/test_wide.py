@@ -11,7 +11,7 @@ from dho_plugin.tables import main
 SETS = ("val", "imagenetv2", "imagenet_sketch", "imagenet_r", "imagenet_a")
 
 
-def write(folder, method, shots, seed, val, heads=None, **changes):
+def write(folder, method, shots, seed, val, heads=None, student="resnet18", **changes):
     """Store a run on ImageNet's sets; on the shifted ones it has ten points less."""
     names = ("accuracy", "ce_head_accuracy", "kd_head_accuracy")
     metrics = {
@@ -20,8 +20,9 @@ def write(folder, method, shots, seed, val, heads=None, **changes):
     }
     teacher = None if method == "CE" else "big (zero-shot)"
     content = {
-        "trainer": f"Distill_{method}", "method": f"resnet18 {method}", "dataset": "mini", "shots": shots, "seed": seed,
-        "unlabeled": method != "CE", "teacher": teacher, "config_name": "some", "metrics": metrics, **changes,
+        "trainer": f"Distill_{method}", "method": f"{student} {method}", "dataset": "mini", "shots": shots,
+        "seed": seed, "unlabeled": method != "CE", "teacher": teacher, "config_name": "some", "metrics": metrics,
+        **changes,
     }  # fmt: skip
     run = folder / method / f"{shots}shots" / f"seed{seed}"
     run.mkdir(parents=True)
@@ -82,3 +83,19 @@ def test_teachers_that_differ_get_rows_of_their_own(runs, capsys):
     rows = {tuple(row[:2]): row[2] for row in cells(capsys.readouterr().out)}
     assert rows["resnet18 DHO", "other (zero-shot)"] == "60.0"
     assert rows["resnet18 DHO", "big (zero-shot)"] == "53.0 ± 1.4"
+
+
+def test_beside_the_papers_table_1(tmp_path, capsys):
+    for shots in (1, 16):
+        write(tmp_path, "DHO", shots, 1, 50.0 + shots, student="resnet18 from scratch", dataset="imagenet")
+    assert main([str(tmp_path), "--wide", "--paper-table", "1", "--format", "markdown"]) == 0
+    header, *rows = cells(capsys.readouterr().out)
+    shown = [dict(zip(header, row, strict=True)) for row in rows]
+    ours, papers = (row for row in shown if row["Method"] == "resnet18 from scratch DHO")
+    assert (ours["Source"], ours["Val, 1 shot"], ours["Val, 2 shots"], ours["Val, 16 shots"]) == (
+        "ours", "51.0", "-", "66.0"
+    )  # fmt: skip
+    values = [papers[f"Val, {n} shot{'s' * (n != 1)}"] for n in (1, 2, 4, 8, 16)]
+    assert (papers["Source"], values) == ("paper", ["51.8", "52.4", "52.6", "53.3", "54.5"])
+    without_labels = next(row for row in shown if row["Method"] == "resnet18 from scratch KD (logit)")
+    assert without_labels["Val, 1 shot"] == without_labels["Val, 16 shots"] == "51.0"

@@ -78,8 +78,8 @@ def test_table_1(pretend):
     assert runs(calls) == expected
     lines = [" ".join(call) for call in calls if call[0] == "start" and "Distill" in call[2]]
     assert ["CKPT dino.pth" in line for line in lines] == [False] * 5 + [True] * 5
-    assert table(done)[-3:] == ["--paired", "--paper-table", "1"]
-    assert len(table(done)) == 1 + len(expected) + 3
+    assert table(done)[-4:] == ["--wide", "--paired", "--paper-table", "1"]
+    assert len(table(done)) == 1 + len(expected) + 4
 
 
 def test_table_1_on_mini(pretend):
@@ -192,7 +192,7 @@ def test_the_teacher_of_dho_f_is_trained_before_its_students(pretend):
     ]
     students = [" ".join(call) for call in calls if call[0] == "start" and "shots_few_shot" in call[4]]
     assert all("TRAINER.DHO.TEACHER.TYPE few_shot" in line and "mini_4shots/seed{seed}" in line for line in students)
-    assert table(done)[-2].endswith("mini_resnet_4shots_few_shot")
+    assert table(done)[-3].endswith("mini_resnet_4shots_few_shot")
 
 
 # Tuning ------------------------------------------------------------------------------------------------------------
