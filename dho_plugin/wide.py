@@ -71,4 +71,7 @@ def _amount(labeled: str) -> tuple[bool, float]:
 
 def _joined(columns: Sequence[tuple[str, str]], found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     free = found.get(NO_LABEL, {})
-    return {f"{title}, {amount}": found.get(amount, free).get(title) for title, amount in columns}
+    return {
+        title if amount == NO_LABEL else f"{title}, {amount}": found.get(amount, free).get(title)
+        for title, amount in columns
+    }

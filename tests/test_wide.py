@@ -85,6 +85,12 @@ def test_teachers_that_differ_get_rows_of_their_own(runs, capsys):
     assert rows["resnet18 DHO", "big (zero-shot)"] == "53.0 ± 1.4"
 
 
+def test_where_nothing_needs_labels_no_number_of_them_is_named(tmp_path, capsys):
+    write(tmp_path, "KD (logit)", None, 1, 45.0)
+    assert main([str(tmp_path), "--wide", "--format", "markdown"]) == 0
+    assert cells(capsys.readouterr().out)[0] == ["Method", "Val", "OOD", "Seeds"]
+
+
 def test_beside_the_papers_table_1(tmp_path, capsys):
     for shots in (1, 16):
         write(tmp_path, "DHO", shots, 1, 50.0 + shots, student="resnet18 from scratch", dataset="imagenet")
