@@ -12,7 +12,7 @@ from dho_plugin.analysis import head_figures, run_figures
 from dho_plugin.analysis.curves import gain_over_second
 from dho_plugin.analysis.features import embed, read_features
 from dho_plugin.findings import Findings, folder
-from dho_plugin.results import SHIFTED, accuracy, score_columns
+from dho_plugin.results import MAIN_SCORES, SHIFTED, accuracy, score_columns
 
 LOSSES = {"train/loss": "loss", "train/loss_ce": "L_CE", "train/loss_kd": "L_KD", "train/loss_extra": "own loss"}
 # Quantity in gradients.jsonl: its line's name, by figure.
@@ -146,7 +146,7 @@ def compared_gradients(findings: Sequence[Findings]) -> Iterator[Exhibit]:
 def overviews(findings: Sequence[Findings]) -> Iterator[Exhibit]:
     """Yield, for each column of the table, all rows beside each other, and the cost of each."""
     columns = score_columns([run for found in findings for run in found.runs])
-    shown = {name: title for name, title in columns.items() if title in ("Val", "Test", "OOD")} or columns
+    shown = {name: title for name, title in columns.items() if title in MAIN_SCORES.values()} or columns
     for name, title in shown.items():
         values = [(f.name, [v for v in (accuracy(run, name) for run in f.runs) if v is not None]) for f in findings]
         if rows := [(row, found) for row, found in values if found]:

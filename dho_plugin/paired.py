@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from dho_plugin.results import (
     DISTILLED,
+    MAIN_SCORES,
     accuracy,
     base_method,
     family,
@@ -30,7 +31,6 @@ PAIRS = (
     ("unlabeled", "labeled", "DHO unlabeled - DHO labeled"),
     ("unlabeled", "placebo", "DHO unlabeled - placebo"),
 )
-MEASURES = ("test", "val", "OOD")  # what is compared, where a run has it
 NOTE = (
     "Differences in percentage points over the seeds that both have: mean and standard deviation, {} "
     "of a two-sided paired t-test (not corrected for the number of comparisons)."
@@ -109,7 +109,7 @@ def compare_runs(
         every: all that one table is about, which say what its columns are; None for these two sides.
     """
     columns = score_columns([*runs, *others] if every is None else every)
-    shown = {name: columns[name] for name in MEASURES if name in columns} or columns
+    shown = {name: columns[name] for name in MAIN_SCORES if name in columns} or columns
     return Comparison(labels, {title: paired(_differences(runs, others, key)) for key, title in shown.items()})
 
 
@@ -128,8 +128,7 @@ def format_comparisons(comparisons: Sequence[Comparison], style: str, decimals: 
     if not comparisons:
         return "Nothing to compare: no method has runs with and without DHO here."
     labels = [comparison.labels for comparison in comparisons]
-    always = [name for name in ("Method", "Labeled", "Difference") if name in labels[0]]
-    shown = shown_columns(labels, always, ["Teacher", "Config"])
+    shown = shown_columns(labels, ["Method", "Labeled", "Difference"], ["Teacher", "Config"])
     titles = dict.fromkeys(title for row in comparisons for title in row.measures)
     titles = sorted(titles, key=lambda title: title == "OOD")  # last, as in the table
     parts = ("", " range", " p") if ranges else ("",)

@@ -12,6 +12,7 @@ from dho_plugin.errors import DataError
 
 # Test sets of ImageNet and what its table calls them; any other data set has "test" and further ones by its own names.
 TEST_SETS = {"val": "Val", "imagenetv2": "V2", "imagenet_sketch": "Sketch", "imagenet_r": "R", "imagenet_a": "A"}
+MAIN_SCORES = {"test": "Test", "val": "Val", "OOD": "OOD"}  # what stands for a run where there is room for few columns
 SHIFTED = ("imagenetv2", "imagenet_sketch", "imagenet_r", "imagenet_a")
 # The methods that distil into compact students, as their names end, in the order of the paper's Table 1.
 DISTILLED = ("KD (logit)", "KD (feature)", "CE", "CE + KD (feature)", "CE + KD (logit)", "SSKD", "DHKD", "DHO", "DHO-F")

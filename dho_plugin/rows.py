@@ -118,15 +118,17 @@ def shown_columns(labels: Sequence[dict[str, str]], always: Sequence[str], when_
     """Return the label columns to show.
 
     Args:
-        labels: the labels of all rows.
-        always: columns that are shown in any case.
+        labels: the labels of all rows, which have the same ones.
+        always: columns that are shown where rows have them.
         when_needed: columns that are added, one after the other, while rows cannot be told apart without.
 
     Returns:
         Dataset first where there are several.
     """
-    shown = [*(["Dataset"] if len({row["Dataset"] for row in labels}) > 1 else []), *always]
-    for name in when_needed:
+    known = set().union(*labels)
+    dataset = ["Dataset"] if len({row["Dataset"] for row in labels}) > 1 else []
+    shown = [*dataset, *(name for name in always if name in known)]
+    for name in (name for name in when_needed if name in known):
         if len({tuple(row[column] for column in shown) for row in labels}) == len(labels):
             break
         shown.append(name)

@@ -116,10 +116,11 @@ def report(args: argparse.Namespace) -> str:
 
 
 def _shown_labels(rows: Sequence[Row]) -> list[str]:
-    """Source is a column beside the paper's rows, Config where rows are alike without it; wide rows have fewer."""
+    """Source is a column beside the paper's rows, Config where rows are alike without it."""
     source = ["Source"] if len({row.labels["Source"] for row in rows}) > 1 else []
-    always = [name for name in (*source, "Method", "Labeled", "Teacher", "Unlabeled") if name in rows[0].labels]
-    return shown_columns([row.labels for row in rows], always, ["Config"] if "Config" in rows[0].labels else [])
+    return shown_columns(
+        [row.labels for row in rows], [*source, "Method", "Labeled", "Teacher", "Unlabeled"], ["Config"]
+    )
 
 
 def _format_seeds(seeds: int | None) -> str:

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from dho_plugin.paired import Comparison, Paired
+from dho_plugin.results import MAIN_SCORES
 from dho_plugin.rows import Row, shown_columns
 
-TITLES = ("Test", "Val", "OOD")  # what is shown of a row, where it has it: more would be too wide
 NO_LABEL = "-"  # in the column Labeled: what such a row shows holds for every number of labels
 Labeled = TypeVar("Labeled", Row, Comparison)
 
@@ -59,7 +59,7 @@ def _alike(rows: Sequence[Labeled]) -> Iterable[list[Labeled]]:
 def _columns(rows: Sequence[Labeled], found: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Return the columns in their order: what was measured, and the number of labels."""
     amounts = sorted({row.labels["Labeled"] for row in rows} - {NO_LABEL}, key=_amount) or [NO_LABEL]
-    titles = [title for title in TITLES if any(known.get(title) is not None for known in found)]
+    titles = [title for title in MAIN_SCORES.values() if any(known.get(title) is not None for known in found)]
     return [(title, amount) for title in titles for amount in amounts]
 
 
