@@ -64,7 +64,7 @@ def build_optimizer(
 
 
 def _fuses(kind: type[torch.optim.Optimizer], groups: list[dict[str, Any]]) -> bool:
-    """Whether torch takes a step of all these parameters in one kernel, a third of the plain way's time on a CPU."""
+    """Whether torch takes a step of all these parameters in one kernel (`benchmarks/optimizer.py`)."""
     devices = {param.device.type for group in groups for param in group["params"]}
     return kind in (torch.optim.Adam, torch.optim.AdamW) and devices <= set(FUSED_DEVICES)
 
