@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dho_plugin.train import main
+
 CONFIGS = {
     "caltech101": "Caltech101",
     "oxford_pets": "OxfordPets",
@@ -30,20 +32,51 @@ def settings(tmp_path, tiny_weights):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.fixture
+def asked(pretend, tmp_path):
+    """Return a function that gives the command line of the CoOp_DHO run that a script would start, to write into `run`.
+
+    It is for this process: Python's start is most of such a run.
+    """
+
+    def words(*script, **settings):
+        done, calls = pretend(*script, **settings)
+        assert done.returncode == 0, done.stderr
+        line = next(call for call in calls if call[2] == "CoOp_DHO")
+        line = line[line.index("--root") :]
+        line[line.index("--output-dir") + 1] = str(tmp_path / "run")
+        return line
+
+    return words
+
+
+def check_run(folder, name, tested):
+    """Check what a run on a fine-grained set has left, and return it."""
+    result = json.loads((folder / "results.json").read_text())
+    assert result["dataset"] == CONFIGS[name].lower()
+    assert result["metrics"]["test"]["n"] == tested
+    assert result["metrics"]["test"]["alpha"] == result["alpha"]  # chosen on the set's own validation images
+    assert (folder / "logits/validation.safetensors").exists()
+    return result
+
+
+@pytest.mark.parametrize("name", ["stanford_cars", "dtd"])  # the split file of the first is read, of the other made
 def test_a_fine_grained_set_from_its_files_to_the_table(run, fine_grained_tree, settings, tmp_path, name):
-    tree = fine_grained_tree(CONFIGS[name], split=name != "dtd")  # one of them is made, the others are read
+    tree = fine_grained_tree(CONFIGS[name], split=name != "dtd")
     done = run("scripts/coop_dho.sh", name, "2", *SMALL, **settings)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "out" / name / "CoOp_DHO/vit_b16_ep50_ctxv1_2shots/seed1"
-    result = json.loads((folder / "results.json").read_text())
-    assert result["dataset"] == CONFIGS[name].lower()
-    assert result["metrics"]["test"]["n"] == (len(tree.parts["test"]) if name != "dtd" else 12)
-    assert result["metrics"]["test"]["alpha"] == result["alpha"]  # chosen on the set's own validation images
-    assert (folder / "logits/validation.safetensors").exists()
+    result = check_run(folder, name, len(tree.parts["test"]) if name != "dtd" else 12)
     row = next(line for line in done.stdout.splitlines() if line.startswith("CoOp + DHO"))
     assert f"{result['metrics']['test']['accuracy']:.1f}" in row
     assert "2 shots" in row
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_scripts_command_trains_on_each_fine_grained_set(asked, fine_grained_tree, settings, tmp_path, name):
+    tree = fine_grained_tree(CONFIGS[name])
+    assert main(asked("scripts/coop_dho.sh", name, "2", *SMALL, **settings)) == 0
+    check_run(tmp_path / "run", name, len(tree.parts["test"]))
 
 
 @pytest.fixture
@@ -69,18 +102,24 @@ def as_csv(home):
     return home / "labels.csv"
 
 
-def test_a_folder_of_photos_and_its_csv_give_the_same_table(run, photos, settings, tmp_path):
+def read_photos(folder):
+    """Check what a run has read of the photos, and return what it scored."""
+    metrics = json.loads((folder / "results.json").read_text())["metrics"]
+    assert {key: value["n"] for key, value in metrics.items()} == {"test": 4, "night": 3}
+    assert "# train_x  6\n# train_u  11\n# test     4\n# night    3\n" in (folder / "log.txt").read_text()
+    return metrics
+
+
+def test_a_folder_of_photos_and_its_csv_give_the_same_numbers(run, asked, photos, settings, tmp_path):
     options = ("DATASET.TEST_SETS", "('night',)", *SMALL, "DATALOADER.TRAIN_X.BATCH_SIZE", "4")
-    tables = []
-    for where, name in ((photos, "my_photos"), (as_csv(photos), "my_photos_labels")):
-        done = run("scripts/coop_dho.sh", str(where), "2", *options, **settings | {"DATA": "/nowhere"})
-        assert done.returncode == 0, done.stderr
-        tables.append(done.stdout[done.stdout.rindex("Method") :])
-        folder = tmp_path / "out" / name / "CoOp_DHO/vit_b16_ep50_ctxv1_2shots/seed1"
-        metrics = json.loads((folder / "results.json").read_text())["metrics"]
-        assert {key: value["n"] for key, value in metrics.items()} == {"test": 4, "night": 3}
-        log = (folder / "log.txt").read_text()
-        assert "# train_x  6\n# train_u  11\n# test     4\n# night    3\n" in log
-    assert tables[0] == tables[1]
-    assert tables[0].split("\n")[0].split()[-3:] == ["Test", "night", "Seeds"]
-    assert "CLIP zero-shot ViT-L/14@336px" in tables[0]
+    settings["DATA"] = "/nowhere"
+    done = run("scripts/coop_dho.sh", str(photos), "2", *options, **settings)
+    assert done.returncode == 0, done.stderr
+    table = done.stdout[done.stdout.rindex("Method") :]
+    assert table.split("\n")[0].split()[-3:] == ["Test", "night", "Seeds"]
+    assert "CLIP zero-shot ViT-L/14@336px" in table
+    metrics = read_photos(tmp_path / "out/my_photos/CoOp_DHO/vit_b16_ep50_ctxv1_2shots/seed1")
+    assert f"{metrics['night']['accuracy']:.1f}" in table.splitlines()[-1]
+    csv = as_csv(photos.rename(tmp_path / "photos"))  # `asked` divides words at spaces
+    assert main(asked("scripts/coop_dho.sh", str(csv), "2", *options, **settings)) == 0
+    assert read_photos(tmp_path / "run") == metrics
