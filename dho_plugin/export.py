@@ -31,6 +31,12 @@ from dho_plugin.models.text_classifier import TextClassifier
 from dho_plugin.runs import add_run_flags, described, run_of
 
 TOLERANCE = 1e-5  # of probabilities, between the file and the run
+LOGITS_TOLERANCE = 1e-4  # of logits, as a share of the largest one
+INPUT = (
+    "images: float32 (B, 3, size, size). Where preprocess.upright is true, turn an image by its EXIF orientation; with "
+    "antialiasing resize its shorter side (resize_mode shortest) or both sides (squash) to preprocess.resize pixels, "
+    "cut out the central size x size, scale RGB to 0..1, subtract mean, divide by std"
+)
 METADATA = "metadata.json"  # name of the metadata within a file of torch.export
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 ONNX_LIMIT = 2**31 - 2**20  # bytes of one protobuf message
@@ -124,14 +130,16 @@ def metadata(trainer: DHOTrainer, outputs: Sequence[str]) -> dict[str, Any]:
         "class_keys": [info.key for info in trainer.classes],
         "alpha": alpha if two else None,
         "beta": beta if two else None,
-        "input": "images: float32 (B, 3, size, size), RGB in 0..1, less mean, over std",
+        "input": INPUT,
         "outputs": list(outputs),
         "preprocess": {
             "size": pre.size,
             "mean": list(pre.mean),
             "std": list(pre.std),
             "interpolation": pre.interpolation,
-            "resize": "shorter side to size, then the center" if pre.resize_mode == "shortest" else "to size x size",
+            "resize": pre.resized,
+            "resize_mode": pre.resize_mode,
+            "upright": trainer.cfg.INPUT.UPRIGHT,
         },
         "config": as_plain(trainer.cfg)["MODEL"]["BACKBONE"],
         "versions": versions(),
@@ -196,16 +204,27 @@ def check_packages() -> None:
 
 
 @torch.no_grad()
-def difference(trainer: DHOTrainer, outputs: Outputs) -> float:
-    """Return the largest difference of a file's probabilities from the run's own, on batches of 1 and of 5 images."""
+def differences(trainer: DHOTrainer, outputs: Outputs) -> tuple[float, float]:
+    """Compare what a file gives with the run's own outputs, on batches of 1 and of 5 images.
+
+    Returns:
+        The largest difference of probabilities, and that of logits as a share of the largest logit.
+
+    Raises:
+        ExportError: the file has more or fewer outputs.
+    """
     size, found = trainer.student_preprocess.size, []
-    net, noise = trainer.accelerator.unwrap_model(trainer.net), torch.Generator().manual_seed(0)
+    own = Answers(trainer.accelerator.unwrap_model(trainer.net), *trainer.mixing())
+    noise = torch.Generator().manual_seed(0)
     for count in (1, 5):
         images = torch.randn(count, 3, size, size, generator=noise)
-        logits_ce, logits_kd, _ = net(images)
-        probabilities = interpolate(logits_ce, logits_kd, *trainer.mixing())
-        found.append((outputs(images)[0] - probabilities).abs().max())
-    return torch.stack(found).max().item()  # not Python's max: of a number that is none it says nothing
+        expected, given = own(images), outputs(images)
+        if len(given) != len(expected):
+            raise ExportError(f"the file gives {len(given)} outputs; the run has {len(expected)}")
+        errors = [(a - b).abs().max() for a, b in zip(given, expected, strict=True)]
+        shares = [error / logits.abs().max() for error, logits in zip(errors[1:], expected[1:], strict=True)]
+        found.append(torch.stack([errors[0], torch.stack(shares).max()]))
+    return tuple(torch.stack(found).amax(0).tolist())  # not Python's max: of a number that is none it says nothing
 
 
 def export(trainer: DHOTrainer, *, onnx: str = "", torch_export: str = "") -> dict[str, float]:
@@ -227,11 +246,11 @@ def export(trainer: DHOTrainer, *, onnx: str = "", torch_export: str = "") -> di
     for path, write, read in ((torch_export, to_torch, from_torch), (onnx, to_onnx, from_onnx)):
         if path:
             content = write(program, about)
-            found[path] = difference(trainer, read(content))
-            if not found[path] <= TOLERANCE:
+            found[path], share = differences(trainer, read(content))
+            if not (found[path] <= TOLERANCE and share <= LOGITS_TOLERANCE):
                 raise ExportError(
-                    f"{path} is not written: its probabilities differ from the run's by up to {found[path]:.1e}, more "
-                    f"than {TOLERANCE:.0e}"
+                    f"{path} is not written: its probabilities differ from the run's by up to {found[path]:.1e} "
+                    f"(allowed: {TOLERANCE:.0e}), its logits by {share:.1e} of the largest ({LOGITS_TOLERANCE:.0e})"
                 )
             atomic_write(path, lambda file, content=content: file.write(content))
     return found

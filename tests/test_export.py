@@ -3,17 +3,20 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image, ImageOps
 
 from dho_plugin import export as exporting
 from dho_plugin.engine.image_sets import EvalDataset
 from dho_plugin.errors import ExportError
 from dho_plugin.export import answers, export, main, metadata, output_names
-from dho_plugin.predict import find_images
+from dho_plugin.predict import Photos, find_images
 from dho_plugin.runs import load_run
 
 MLP = ("TRAINER.DHO.KD_HEAD", "mlp", "TRAINER.DHO.INIT", "kaiming")
@@ -120,6 +123,32 @@ def test_the_files_say_how_they_are_used(exported, case, kind):
     assert about["outputs"] == ["probabilities", "logits_ce", "logits_kd"][: 3 if trainer.dho else 2]
 
 
+def as_told(about: dict, image: Image.Image) -> torch.Tensor:
+    """Prepare an image as a file's metadata says, with nothing of this package."""
+    pre = about["preprocess"]
+    image = ImageOps.exif_transpose(image) if pre["upright"] else image
+    sides = [pre["resize"] * side // min(image.size) for side in image.size]
+    if pre["resize_mode"] == "squash":
+        sides = [pre["resize"]] * 2
+    image = image.resize(sides, Image.Resampling[pre["interpolation"].upper()])
+    left, top = ((side - pre["size"]) // 2 for side in sides)
+    pixels = np.asarray(image.crop((left, top, left + pre["size"], top + pre["size"])), dtype=np.float32) / 255
+    return torch.from_numpy((pixels - pre["mean"]) / pre["std"]).permute(2, 0, 1).float()
+
+
+@pytest.mark.parametrize("changes", [{}, {"crop_pct": 0.8}, {"resize_mode": "squash"}, {"interpolation": "bilinear"}])
+@pytest.mark.parametrize("upright", ["True", "False"])
+def test_the_metadata_tells_how_images_are_prepared(finished_run, tmp_path, changes, upright):
+    trainer = load_run(finished_run("VPT_DHO")[0], ["INPUT.UPRIGHT", upright])
+    trainer.student_preprocess = replace(trainer.student_preprocess, **changes)
+    pixels, lying = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8), Image.Exif()
+    lying[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "lying.png", exif=lying)
+    seen = Photos(find_images([str(tmp_path)]), trainer.student_preprocess, upright=trainer.cfg.INPUT.UPRIGHT)[0]["img"]
+    told = as_told(metadata(trainer, output_names(trainer)), Image.open(tmp_path / "lying.png"))
+    torch.testing.assert_close(told, seen, rtol=0, atol=1e-5)
+
+
 def test_the_text_tower_is_left_out(exported):
     folder, run = exported["CoOp_DHO"]
     clip = load_run(run).clip().model
@@ -146,14 +175,21 @@ def test_a_file_that_computes_something_else_is_not_written(finished_run, tmp_pa
     monkeypatch.setattr(exporting, "traced", lambda *_: None)
     monkeypatch.setattr(exporting, "to_torch", lambda *_: b"new")
     for wrong in (2e-5, float("nan")):  # on one of the two batches
+        for place in range(3):  # probabilities and both heads' logits
 
-        def outputs(images, wrong=wrong):
-            return [right(images)[0] + (wrong if len(images) > 1 else 0)]
+            def outputs(images, wrong=wrong, place=place):
+                given = list(right(images))
+                wrong = wrong * (1 if place == 0 else 10 * given[place].abs().max())
+                given[place] = given[place] + (wrong if len(images) > 1 else 0)
+                return given
 
-        monkeypatch.setattr(exporting, "from_torch", lambda _, outputs=outputs: outputs)
-        with pytest.raises(ExportError, match="differ from the run's by"):
-            export(trainer, torch_export=str(path))
-        assert path.read_text() == "old"
+            monkeypatch.setattr(exporting, "from_torch", lambda _, outputs=outputs: outputs)
+            with pytest.raises(ExportError, match="differ from the run's by"):
+                export(trainer, torch_export=str(path))
+            assert path.read_text() == "old"
+    monkeypatch.setattr(exporting, "from_torch", lambda _: lambda images: right(images)[:2])
+    with pytest.raises(ExportError, match="2 outputs; the run has 3"):
+        export(trainer, torch_export=str(path))
     monkeypatch.setattr(exporting, "from_torch", lambda _: right)
     assert export(trainer, torch_export=str(path)) == {str(path): 0}
     assert path.read_text() == "new"

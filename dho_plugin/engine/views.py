@@ -42,6 +42,11 @@ class Preprocess:
     resize_mode: Literal["shortest", "squash"] = "shortest"
     crop_pct: float = 1.0
 
+    @property
+    def resized(self) -> int:
+        """Side in pixels that an image is resized to at evaluation, before its center is cut out."""
+        return math.floor(self.size / self.crop_pct)
+
 
 class View(NamedTuple):
     """A crop of the original image, in its integer pixels, and whether it is mirrored."""
@@ -174,7 +179,7 @@ def eval_transform(
     """
     width, height = size or image.size
     shorter = min(width, height)
-    side = math.floor(pre.size / pre.crop_pct)
+    side = pre.resized
     resized = (side, side)
     if pre.resize_mode == "shortest":
         resized = (side * width // shorter, side * height // shorter)
