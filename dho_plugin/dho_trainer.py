@@ -123,12 +123,12 @@ class DHOTrainer(FeatureCaching, GradientProbing, HeadEvaluation, TrainerXU):
     def build_kd_head(self, clip: LoadedCLIP) -> nn.Module:
         """Return h_KD: cosine-aligned (Eq. 10), linear or non-linear, from class features or Kaiming's draw."""
         dho = self.cfg.TRAINER.DHO
-        return self.head(dho.KD_HEAD, clip, dho.INIT, self.student.feature_dim, clip.scale)
+        return self.head(dho.KD_HEAD, clip, dho.INIT, self.student.feature_dim)
 
-    def head(self, kind: str, clip: LoadedCLIP, init: str, width: int, scale: float = 1.0) -> nn.Module:
-        """Return a head on features of some width; language-aware, the rows of a linear one have the length `scale`."""
+    def head(self, kind: str, clip: LoadedCLIP, init: str, width: int) -> nn.Module:
+        """Return a head on features of some width; language-aware, its rows are unit text features (section 3.2)."""
         mlp, classes = self.cfg.TRAINER.DHO.MLP, len(self.classes)
-        sizes = {"init_scale": scale, "hidden": mlp.HIDDEN, "dropout": mlp.DROPOUT}
+        sizes = {"hidden": mlp.HIDDEN, "dropout": mlp.DROPOUT}
         return build_head(kind, width, classes, zeta=clip.zeta, init=self.head_init(clip, init), **sizes)
 
     def build_ce_head(self, clip: LoadedCLIP, init: str, kind: str = "linear") -> nn.Module:

@@ -215,7 +215,7 @@ def test_table_5s_switches(build, tiny_weights, ce, kd, align):
     starts = torch.allclose(unit(trainer.kd_head.weight), text, atol=1e-5)
     assert starts == (kd == "language")
     if kd == "language":
-        expected = 100 * (unit(z) if align == "cosine" else z) @ text.T
+        expected = (100 * unit(z) if align == "cosine" else z) @ text.T
         torch.testing.assert_close(logits_kd, expected, rtol=1e-4, atol=2e-3)
 
 

@@ -13,22 +13,22 @@ class LinearHead(nn.Linear):
     """W z + b, the heads of DHO, section 3.2.
 
     Without `init` the parameters are drawn as `nn.Linear` draws them (Kaiming-uniform). With it the head starts
-    language-aware: rows are the unit class features times `init_scale`, and b is 0.
+    language-aware: rows are the unit class features, and b is 0. With CLIP's features, which are not unit, it so begins
+    with CLIP's decisions, but not with its temperature: that is what the alignment of Eq. 10 brings.
 
     Args:
         feature_dim: D, width of the features.
         num_classes: C.
         init: (C, D) class features of the prompts, of any length.
-        init_scale: length of the initial rows; 1 / zeta gives unit features CLIP's own logits.
 
     Raises:
         ConfigError: `init` has another shape than (C, D).
     """
 
-    def __init__(self, feature_dim: int, num_classes: int, init: Tensor | None = None, init_scale: float = 1.0):
+    def __init__(self, feature_dim: int, num_classes: int, init: Tensor | None = None):
         super().__init__(feature_dim, num_classes)
         if init is not None:
-            _copy_rows(self.weight, init, init_scale)
+            _copy_rows(self.weight, init)
             nn.init.zeros_(self.bias)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class CosineHead(nn.Module):
         self.zeta = _positive(zeta)
         self.weight = nn.Linear(feature_dim, num_classes, bias=False).weight
         if init is not None:
-            _copy_rows(self.weight, init, 1.0)
+            _copy_rows(self.weight, init)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits of a batch.
@@ -156,7 +156,6 @@ def build_head(
     *,
     zeta: float,
     init: Tensor | None = None,
-    init_scale: float = 1.0,
     hidden: int = 0,
     dropout: float = 0.1,
 ) -> nn.Module:
@@ -168,7 +167,6 @@ def build_head(
         num_classes: C.
         zeta: CLIP's temperature; used by the cosine and the unit head.
         init: (C, D) class features for language-aware initialization, or None.
-        init_scale: length of the linear head's initial rows.
         hidden: width of the non-linear head; 0 takes D.
         dropout: of the non-linear head.
 
@@ -179,7 +177,7 @@ def build_head(
         ConfigError: unknown kind, zeta not positive, `init` of another shape, or for a head that has no use for it.
     """
     if kind == "linear":
-        return LinearHead(feature_dim, num_classes, init, init_scale)
+        return LinearHead(feature_dim, num_classes, init)
     if kind == "cosine":
         return CosineHead(feature_dim, num_classes, zeta, init)
     if kind == "unit":
@@ -194,14 +192,14 @@ def build_head(
     raise ConfigError(f"unknown head {kind!r}; choose one of: {', '.join(HEADS)}.")
 
 
-def _copy_rows(weight: nn.Parameter, init: Tensor, scale: float) -> None:
+def _copy_rows(weight: nn.Parameter, init: Tensor) -> None:
     if init.shape != weight.shape:
         raise ConfigError(
             f"the class features that initialize a head have shape {tuple(init.shape)}, the head (classes, width) is "
             f"{tuple(weight.shape)}: use the text features of the same class list from a CLIP with the same embedding."
         )
     with torch.no_grad():
-        weight.copy_(_unit(init.float()) * scale)
+        weight.copy_(_unit(init.float()))
 
 
 def _positive(zeta: float) -> float:

@@ -21,7 +21,6 @@ class HostHead(nn.Module):
         classes: C classes in label order; their keys are wnids where the data set has them.
         zeta: CLIP's temperature.
         init: (C, D) class features to start from, or None.
-        init_scale: length of a linear head's initial rows.
     """
 
     def __init__(
@@ -31,11 +30,10 @@ class HostHead(nn.Module):
         classes: Sequence[ClassInfo],
         zeta: float,
         init: Tensor | None = None,
-        init_scale: float = 1.0,
     ):
         super().__init__()
         self.kind, self.feature_dim, self.zeta, self.classes = kind, feature_dim, zeta, tuple(classes)
-        self.head = build_head(kind, feature_dim, len(classes), zeta=zeta, init=init, init_scale=init_scale)
+        self.head = build_head(kind, feature_dim, len(classes), zeta=zeta, init=init)
         self.columns: Tensor | None = None  # of the classes that are asked for; None: all
 
     def forward(self, features: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class HostDHO:
         dho, names = self.cfg.TRAINER.DHO, [info.name for info in self.classes]
         clip.model.to(self.device)
         init = class_features(clip, names, self.templates()).cpu() if dho.INIT == "language" else None
-        return HostHead(dho.KD_HEAD, clip.feature_dim, self.classes, clip.zeta, init, clip.scale)
+        return HostHead(dho.KD_HEAD, clip.feature_dim, self.classes, clip.zeta, init)
 
     def before_train(self) -> None:
         """Build the teacher and the stream of all training images, then let the host prepare its training."""

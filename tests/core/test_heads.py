@@ -35,11 +35,10 @@ def test_kaiming_uniform_bounds_without_init():
         assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
 
 
-def test_language_aware_linear_head_classifies_as_clip_does():
-    head = LinearHead(16, 5, init=torch.from_numpy(CLASSES), init_scale=100.0).double()
-    unit = FEATURES / np.linalg.norm(FEATURES, axis=1, keepdims=True)
-    logits = head(torch.from_numpy(unit)).detach().numpy()
-    np.testing.assert_allclose(logits, 100 * numpy_cosine(FEATURES, CLASSES), atol=1e-4)
+def test_language_aware_linear_head_starts_from_unit_class_features():
+    head = LinearHead(16, 5, init=torch.from_numpy(7 * CLASSES)).double()
+    logits, lengths = head(torch.from_numpy(FEATURES)).detach().numpy(), np.linalg.norm(FEATURES, axis=1, keepdims=True)
+    np.testing.assert_allclose(logits, lengths * numpy_cosine(FEATURES, CLASSES), atol=1e-5)
     assert not head.bias.any()
 
 
@@ -149,10 +148,10 @@ def test_non_linear_head_under_autocast_stays_in_fp32():
 
 def test_build_head():
     classes = torch.from_numpy(CLASSES)
-    linear = build_head("linear", 16, 5, zeta=0.01, init=classes, init_scale=2.0)
+    linear = build_head("linear", 16, 5, zeta=0.01, init=classes)
     cosine = build_head("cosine", 16, 5, zeta=0.03, init=classes)
     assert isinstance(linear, LinearHead)
-    assert torch.allclose(linear.weight.norm(dim=1), torch.full((5,), 2.0))
+    assert torch.allclose(linear.weight.norm(dim=1), torch.ones(5))
     assert isinstance(cosine, CosineHead)
     assert cosine.zeta == 0.03
     mlp = build_head("mlp", 16, 5, zeta=0.01, hidden=9, dropout=0.2)
