@@ -22,6 +22,10 @@ DHKD - - - - - - - 25.6 34.8 42.7 49.2 55.2
 DHO - 51.8 52.4 52.6 53.3 54.5 - 61.0 62.1 62.5 63.7 64.7
 DHO-F - 53.7 54.2 54.8 56.2 57.7 - 62.3 63.1 63.9 65.5 66.8
 """
+TEACHERS_1 = """
+CLIP zero-shot 50.0 - - - - - 60.3 - - - - -
+Tip-Adapter-F - 52.0 52.4 53.2 54.0 55.3 - 61.0 61.6 62.5 63.8 65.4
+"""
 TABLE_12 = """
 ViT-B/16 zero-shot 66.7 60.8 46.2 74.0 47.0
 ViT-L/14 zero-shot 75.3 68.3 59.2 86.5 74.6
@@ -41,17 +45,35 @@ def numbers(row) -> list[float]:
     return [row.scores[name].mean for name in ("Val", "V2", "Sketch", "R", "A") if row.scores[name]]
 
 
-def test_every_number_of_table_1_is_the_printed_one():
+def printed_in_table_1(lines: str, names: tuple[str, str]) -> dict:
+    """Return the numbers by row and labels; `names` are the rows' names in the blocks of ResNet-18 and ResNet-50."""
     printed = {}
-    for line in TABLE_1.strip().splitlines():
-        name, *values = re.split(r" (?=[-\d])", line)
-        for student, six in (("resnet18 from scratch", values[:6]), ("resnet50", values[6:])):
+    for line in lines.strip().splitlines():
+        name, *values = re.split(r" (?=-(?: |$)|\d)", line)
+        for block, six in zip(names, (values[:6], values[6:]), strict=True):
             for labeled, value in zip(AMOUNTS, six, strict=True):
                 if value != "-":
-                    printed[f"{student} {NAMES.get(name, name)}", labeled] = [float(value)]
+                    printed[block.format(NAMES.get(name, name)), labeled] = [float(value)]
+    return printed
+
+
+def test_every_number_of_table_1_is_the_printed_one():
+    printed = printed_in_table_1(TABLE_1, ("resnet18 from scratch {}", "resnet50 {}"))
+    printed |= printed_in_table_1(TEACHERS_1, ("{} RN50 (block of resnet18)", "{} RN50"))
     rows = distilled_rows("1")
-    assert numbers(rows[0]) == [60.3]  # the teacher: CLIP, ResNet-50
-    assert {(row.labels["Method"], row.labels["Labeled"]): numbers(row) for row in rows[1:]} == printed
+    assert len(rows) == len(printed)
+    assert {(row.labels["Method"], row.labels["Labeled"]): numbers(row) for row in rows} == printed
+
+
+def test_the_papers_few_shot_teacher_stands_behind_ours(tmp_path, capsys):
+    write(tmp_path, "TipAdapterF", "Tip-Adapter-F RN50", 60.0, shots=4, teacher=None, unlabeled=False)
+    rows = [row for row in shown(capsys, tmp_path, "--paper-table", "1") if row["Method"] == "Tip-Adapter-F RN50"]
+    at = next(k for k, row in enumerate(rows) if row["Source"] == "ours")
+    assert [(row["Source"], row["Labeled"], row["Val"]) for row in rows[at : at + 2]] == [
+        ("ours", "4 shots", "60.0"),
+        ("paper", "4 shots", "62.5"),
+    ]
+    assert all(rows[at][key] == rows[at + 1][key] for key in ("Teacher", "Unlabeled"))
 
 
 def test_every_number_of_tables_4_and_12_is_the_printed_one():
