@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from dho_plugin.trainers.distill_features import FeatureDistillation
 from torch import nn
 
 from dho_plugin.engine.checkpoint import load_checkpoint
 from dho_plugin.engine.evaluator import TestLogits as StoredLogits
 from dho_plugin.errors import ConfigError
+from dho_plugin.runs import load_run
 from dho_plugin.train import main
 
 CLIP = ("MODEL.BACKBONE.NAME", "ViT-B/16", "MODEL.BACKBONE.PRETRAINED", "True", "MODEL.BACKBONE.SIZE", "0")
@@ -74,9 +76,9 @@ EXPECTED = {
     "Distill_SSKD": lambda ce, kd, z, t, p, y: cross_entropy(ce[:4], y) + kl(p[:4], ce[:4]) + kl(p[4:], kd[4:]),
     "Distill_KD": lambda ce, kd, z, t, p, y: 2 * (kl(p[:4], ce[:4]) + kl(p[4:], ce[4:])),
     "Distill_CEKDFeature": lambda ce, kd, z, t, p, y: (
-        cross_entropy(ce[:4], y) + 2 * 2000 * ((unit(kd) - unit(t)) ** 2).mean()
+        cross_entropy(ce[:4], y) + 2 * 2000 / 512 * ((unit(kd) - unit(t)) ** 2).sum(1).mean()
     ),
-    "Distill_KDFeature": lambda ce, kd, z, t, p, y: 4 * 2000 * ((unit(kd) - unit(t)) ** 2).mean(),
+    "Distill_KDFeature": lambda ce, kd, z, t, p, y: 4 * 2000 / 512 * ((unit(kd) - unit(t)) ** 2).sum(1).mean(),
     "Distill_DHKD": lambda ce, kd, z, t, p, y: (
         cross_entropy(ce[:4], y)
         + 2 * 0.1 * 4 * -(0.5 * torch.log(4 * torch.sigmoid((kd - p) / 2) * torch.sigmoid((p - kd) / 2))).sum(1).mean()
@@ -237,6 +239,34 @@ def test_table_5s_switches(build, tiny_weights, ce, kd, align):
 def test_wrong_settings_are_named(build, options, message):
     with pytest.raises(ConfigError, match=message):
         build("Distill_DHO", *options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "Distill_KDFeature",
+            ("TRAINER.DHO.TEACHER.TYPE", "few_shot"),
+            "few_shot: Distill_KDFeature learns the teacher's",
+        ),
+        ("Distill_CEKDFeature", ("TRAINER.DHO.TEACHER.TYPE", "few_shot"), "lies behind them; use zero_shot"),
+        ("Distill_KDFeature", ("TRAINER.DHO.TEACHER.TYPE", "run"), "which a run does not have"),
+        ("Distill_SSKD", ("TRAINER.DHO.UNLABELED", "False"), "second head learns from unlabeled images alone"),
+        ("Distill_DHO", ("MODEL.IMAGE_CHECKPOINTING", "True"), "test_resnet has BatchNorm"),
+    ],
+)
+def test_what_a_method_cannot_do_is_refused(build, name, options, message):
+    with pytest.raises(ConfigError, match=message):
+        build(name, *options)
+
+
+def test_an_answer_needs_no_teacher(finished_run, monkeypatch):
+    run, _ = finished_run("Distill_CEKDFeature")
+    monkeypatch.setattr(FeatureDistillation, "load_teacher", lambda self: pytest.fail("the teacher is loaded"))
+    trainer = load_run(run)
+    saved = load_checkpoint(run / "backbone/model.pth.tar-1")["state_dict"]
+    for key, value in trainer.student.backbone.state_dict().items():
+        assert torch.equal(value, saved[key]), key
 
 
 def test_one_headed_methods_do_not_ask_how_a_kd_head_starts(build):

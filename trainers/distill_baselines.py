@@ -8,6 +8,7 @@ from dho_plugin.core.baselines import binary_kd_loss, sskd_loss
 from dho_plugin.core.losses import DHOLoss
 from dho_plugin.distill_trainer import OneHeadTrainer, WithoutLabels
 from dho_plugin.engine.registry import TRAINER_REGISTRY
+from dho_plugin.errors import ConfigError
 
 
 @TRAINER_REGISTRY.register()
@@ -33,6 +34,15 @@ class Distill_SSKD(OneHeadTrainer):
     """Two heads, one for labeled and one for unlabeled images (He et al., 2021); the first one predicts."""
 
     method = "SSKD"
+
+    def check_cfg(self, cfg) -> None:
+        """Check that there are unlabeled images: the second head learns from nothing else."""
+        super().check_cfg(cfg)
+        if not cfg.TRAINER.DHO.UNLABELED:
+            raise ConfigError(
+                "TRAINER.DHO.UNLABELED False: Distill_SSKD's second head learns from unlabeled images alone; "
+                "Distill_CEKD is SSKD without them"
+            )
 
     def objective(self, logits_ce: Tensor, labels: Tensor, taught: Tensor, targets: Tensor) -> DHOLoss:
         """Return the loss of a step."""

@@ -11,16 +11,35 @@ from dho_plugin.core.heads import LinearHead, cosine_logits
 from dho_plugin.distill_trainer import OneHeadTrainer, WithoutLabels
 from dho_plugin.engine.data import ClassInfo
 from dho_plugin.engine.registry import TRAINER_REGISTRY
+from dho_plugin.errors import ConfigError
 from dho_plugin.models.clip import LoadedCLIP
 from dho_plugin.models.student import BackboneStudent, Student
 from dho_plugin.models.zeroshot import class_features
+
+WIDTH = 512  # of the features that CLIP-KD's weight of 2000 is meant for
 
 
 class FeatureDistillation(OneHeadTrainer):
     """The student's features, through a learned projection where widths differ, follow the teacher's (CLIP-KD)."""
 
     kd_name = "projection"
+    needs_text = False  # whether the teacher's text features classify the student's
     _teacher_clip: LoadedCLIP | None = None
+
+    def check_cfg(self, cfg) -> None:
+        """Check that the teacher's features say what it has learned."""
+        kind = cfg.TRAINER.DHO.TEACHER.TYPE
+        if kind == "few_shot":
+            raise ConfigError(
+                f"TRAINER.DHO.TEACHER.TYPE few_shot: {type(self).__name__} learns the teacher's features, and what "
+                "Tip-Adapter has learned lies behind them; use zero_shot, or a method that distils logits"
+            )
+        if kind == "run" and self.needs_text:
+            raise ConfigError(
+                f"TRAINER.DHO.TEACHER.TYPE run: {type(self).__name__} classifies by the teacher's text features, which "
+                "a run does not have; use zero_shot, or Distill_CEKDFeature"
+            )
+        super().check_cfg(cfg)
 
     def load_teacher(self) -> LoadedCLIP:
         """Return the teacher's CLIP, which is needed for its width before training starts."""
@@ -34,7 +53,10 @@ class FeatureDistillation(OneHeadTrainer):
         self._teacher_clip = None
 
     def build_kd_head(self, clip) -> nn.Module:
-        """Return the projection."""
+        """Return the projection; where the student is loaded to answer, it has none, and the teacher is not needed."""
+        if not (self.initial_weights or self.needs_text):
+            self.kd_name = ""
+            return nn.Identity()
         width = self.load_teacher().feature_dim
         same = clip.feature_dim == width
         self.kd_name = "" if same else "projection"
@@ -45,8 +67,11 @@ class FeatureDistillation(OneHeadTrainer):
         return self.teacher_features(batches)
 
     def distillation(self, taught: Tensor, targets: Tensor) -> Tensor:
-        """Return the weighted squared difference of the unit features."""
-        return self.cfg.TRAINER.DISTILL.FEATURE_WEIGHT * feature_loss(taught, targets)
+        """Return the weighted squared difference of the unit features.
+
+        Its weight is CLIP-KD's at D = 512. The mean over D entries is smaller for wider features, by 512 / D.
+        """
+        return self.cfg.TRAINER.DISTILL.FEATURE_WEIGHT * taught.shape[-1] / WIDTH * feature_loss(taught, targets)
 
 
 @TRAINER_REGISTRY.register()
@@ -100,7 +125,7 @@ class ProjectedStudent(BackboneStudent):
 class Distill_KDFeature(WithoutLabels, FeatureDistillation):
     """The features alone follow the teacher's; its text features classify them."""
 
-    method = "KD (feature)"
+    method, needs_text = "KD (feature)", True
 
     def build_student(self, clip, classes: Sequence[ClassInfo]) -> Student:
         """Return the student with its projection."""

@@ -138,7 +138,7 @@ DEFAULTS = {
             "PREC": "fp32",
             "CE_HEAD": "linear",  # linear | cosine | unit | mlp (non-linear, Table 14)
             "INIT": "kaiming",  # of the CE head: kaiming | language (CLIP students)
-            "FEATURE_WEIGHT": 2000.0,  # of the features' squared difference (CLIP-KD's, for features of 512)
+            "FEATURE_WEIGHT": 2000.0,  # of the features' squared difference (CLIP-KD's), times D / 512
             "BINARY_WEIGHT": 1.0,  # of DHKD's binary loss (its code: 1 on CIFAR-100, 0.1 on ImageNet)
             "BINARY_T": 2.0,  # temperature of it
             "BINARY_NORM": True,  # BinaryKL-Norm, which DHKD is trained with | BinaryKL

@@ -48,7 +48,16 @@ class PromptedImageTower(nn.Module):
 
 
 def checkpoint_images(clip: LoadedCLIP, on: bool = True) -> None:
-    """Keep only each layer's input for the backward through an image encoder; the rest is computed once more."""
+    """Keep only each layer's input for the backward through an image encoder; the rest is computed once more.
+
+    Raises:
+        ConfigError: it has BatchNorm, whose running statistics would take in every batch twice.
+    """
+    if on and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in clip.visual.modules()):
+        raise ConfigError(
+            f"MODEL.IMAGE_CHECKPOINTING: {clip.name} has BatchNorm, whose running statistics would take in every batch "
+            "twice; use TRAIN.ACCUMULATION for less memory"
+        )
     if isinstance(clip.visual, VisionTransformer):
         clip.visual.transformer.grad_checkpointing = on
     elif hasattr(clip.visual, "set_grad_checkpointing"):  # a backbone of timm
