@@ -15,6 +15,21 @@ from dho_plugin.models.names import HOST_NAMES
 
 HUB_PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Names of ours for weights that timm does not publish: timm's architecture, and its facts about them.
+PUBLISHED = {
+    "dino_resnet50": (
+        "resnet50",
+        {
+            "url": "https://dl.fbaipublicfiles.com/dino/dino_resnet50_pretrain/dino_resnet50_pretrain.pth",
+            "hf_hub_id": "",
+            "tag": "dino",
+            "mean": IMAGENET_MEAN,
+            "std": IMAGENET_STD,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+        },
+    )
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +51,6 @@ class LoadedBackbone:
     feature_dim: int
     origin: str
     zeta: float = 0.01
-
-    @property
-    def scale(self) -> float:
-        """Length of a linear head's rows where they start from class features."""
-        return 1.0 / self.zeta
 
     @property
     def visual(self) -> nn.Module:
@@ -67,7 +77,7 @@ def is_backbone(name: str, tag: str = "") -> bool:
 
     A few names are timm's and open_clip's; open_clip's is meant where a tag of its weights is given.
     """
-    if name in MINI_BACKBONES or name.startswith(HUB_PREFIXES):
+    if name in MINI_BACKBONES or name in PUBLISHED or name.startswith(HUB_PREFIXES):
         return True
     return name not in HOST_NAMES and not tag and timm.is_model(name.partition(".")[0])
 
@@ -84,7 +94,8 @@ def load_backbone(
     """Load an image encoder, all of whose weights are to learn.
 
     Args:
-        name: timm's name, with or without a tag (`resnet18.tv_in1k`), `hf-hub:...`, or a mini backbone's.
+        name: timm's name, with or without a tag (`resnet18.tv_in1k`), `hf-hub:...`, `dino_resnet50` (DINO's own file
+            is downloaded), or a mini backbone's.
         pretrained: weights from the hub; False starts from timm's random initialization. `ckpt` goes first.
         ckpt: local file of plain tensors with the architecture's own keys, such as DINO's `dino_resnet50_pretrain.pth`;
             its classifier, if it has one, is left out.
@@ -125,8 +136,9 @@ def _mini(name: str, ckpt: str, size: int, key: str) -> LoadedBackbone:
 
 
 def _create(name: str, pretrained: bool, key: str) -> nn.Module:
+    arch, facts = PUBLISHED.get(name, (name, None))
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0)
+        return timm.create_model(arch, pretrained=pretrained, num_classes=0, pretrained_cfg_overlay=facts)
     except Exception as error:  # a hub's client, a damaged download, or a name that timm does not build
         if not pretrained:
             raise ConfigError(f"{key}.NAME: timm cannot build {name!r} ({first_line(error)})") from error
@@ -158,4 +170,5 @@ def _preprocess(model: nn.Module, size: int, *, published: bool) -> Preprocess:
     mean, std = (facts["mean"], facts["std"]) if published else (IMAGENET_MEAN, IMAGENET_STD)
     interpolation = "bilinear" if published and facts["interpolation"] == "bilinear" else "bicubic"
     crop = facts["crop_pct"] if published else 1.0
-    return Preprocess(size or facts["input_size"][-1], tuple(mean), tuple(std), interpolation, crop_pct=crop)
+    mode = "squash" if published and facts["crop_mode"] == "squash" else "shortest"
+    return Preprocess(size or facts["input_size"][-1], tuple(mean), tuple(std), interpolation, mode, crop)

@@ -30,6 +30,7 @@ def pretrained(monkeypatch):
         ("resnet18.tv_in1k", "", True),
         ("mobilenetv2_100", "", True),
         ("hf-hub:someone/dino-resnet-50", "", True),
+        ("dino_resnet50", "", True),
         ("ViT-B/16", "", False),
         ("RN50", "", False),
         ("ViT-B-16", "openai", False),
@@ -89,6 +90,35 @@ def test_dinos_file_loads(tmp_path):
     for key, value in loaded.model.state_dict().items():
         assert torch.equal(value, state[key]), key
     assert loaded.preprocess.mean == (0.485, 0.456, 0.406)
+
+
+def test_dinos_weights_by_their_name(tmp_path, monkeypatch):
+    """The file is fetched from where it is published; here from a folder."""
+    state, path = dino_state(), tmp_path / "dino_resnet50_pretrain.pth"
+    torch.save(state, path)
+    arch, facts = backbones.PUBLISHED["dino_resnet50"]
+    assert facts["url"].endswith("/dino_resnet50_pretrain.pth")
+    monkeypatch.setitem(backbones.PUBLISHED, "dino_resnet50", (arch, facts | {"url": path.as_uri()}))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    loaded = load_backbone("dino_resnet50")
+    for key, value in loaded.model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+    assert loaded.preprocess == load_backbone("resnet50", ckpt=str(path)).preprocess
+    assert loaded.origin == "pretrained (dino)"
+    path.unlink()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "other"))
+    with pytest.raises(CheckpointError, match=r"dino_resnet50 from the hub.*MODEL.BACKBONE.CKPT"):
+        load_backbone("dino_resnet50")
+
+
+def test_weights_that_were_learned_squashed_are_shown_squashed(monkeypatch):
+    facts = {"pretrained_cfg_overlay": {"crop_mode": "squash"}}
+    create = timm.create_model
+    monkeypatch.setattr(
+        backbones.timm, "create_model", lambda name, pretrained, **more: create(name, **more | facts, pretrained=False)
+    )
+    assert load_backbone("test_resnet").preprocess.resize_mode == "squash"
+    assert load_backbone("test_resnet", pretrained=False).preprocess.resize_mode == "shortest"
 
 
 def test_a_files_classifier_is_left_out(tmp_path):
