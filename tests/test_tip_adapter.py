@@ -103,6 +103,14 @@ def test_the_rate_falls_by_a_cosine_step_by_step(shared_command, started, tmp_pa
     np.testing.assert_allclose(rates, 0.001 * (1 + np.cos(np.pi * np.arange(total) / total)) / 2, rtol=1e-9)
 
 
+@pytest.mark.parametrize(("batch", "steps"), [(3, 3), (4, 2), (8, 1), (256, 1)])
+def test_an_epoch_has_the_steps_of_a_loader_that_keeps_its_last_batch(shared_command, started, tmp_path, batch, steps):
+    options = (*SMALL, "DATALOADER.TRAIN_X.BATCH_SIZE", str(batch))
+    trainer = started(shared_command("TipAdapterF", tmp_path / "run", *options))
+    assert len(trainer.dataset.train_x) == 8
+    assert trainer.steps_per_epoch() == steps
+
+
 @pytest.mark.parametrize("trainer", ["TipAdapter", "TipAdapterF"])
 def test_a_run_tests_all_sets_and_saves_its_cache_model(finished, trainer):
     folder = finished(trainer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -140,3 +141,7 @@ class TipAdapterF(TipAdapter):
     """Tip-Adapter-F: the keys learn."""
 
     title, learns = "Tip-Adapter-F", True
+
+    def steps_per_epoch(self) -> int:
+        """Return as many steps as the released loader takes, whose last batch may be a smaller one; ours are full."""
+        return math.ceil(len(self.dataset.train_x) / self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE)
