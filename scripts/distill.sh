@@ -8,7 +8,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/distill_lib.sh"
 
 USAGE="usage: bash scripts/distill.sh DATASET SHOTS|PERCENT% STUDENT [--compare] [KEY VALUE ...]"
-[ $# -ge 3 ] || die "$USAGE"
+[[ $# -ge 3 && -n ${2// /} && -n ${3// /} ]] || die "$USAGE"
 set_data "$1"
 amount=$2 student=$3
 shift 3

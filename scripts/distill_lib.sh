@@ -3,29 +3,70 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 BASELINES="KD KDFeature CE CEKDFeature CEKD SSKD DHKD" # and DHO; in the order of the paper's Table 1
 
+ALONE=yes # whether one student is asked for, which STUDENT_CKPT is then for
+CHECKED= # names of timm's that were looked up
+
 # set_student STUDENT: the config of a student on the data set. Sets SETTING (the file's name), TEACHER (its teacher's zero-shot
-# config), VARIANT (what the run folders add) and STUDENT_PAIRS.
+# config), BEFORE (its own, as it is before it learns, of a CLIP), VARIANT (what the run folders add), STUDENT_PAIRS, and BY_NAME
+# (the name, where timm is to know it).
 set_student() {
   local name=$1
-  VARIANT='' STUDENT_PAIRS=() TEACHER=rn50
+  VARIANT='' STUDENT_PAIRS=() TEACHER=rn50 BEFORE='' BY_NAME=''
   case $DATASET:$name in
-    mini:mini-resnet | mini:mini-resnet-pretrained | mini:mini-student) SETTING=${name//-/_} TEACHER=mini ;;
+    mini:mini-student) SETTING=mini_student TEACHER=mini BEFORE=mini ;;
+    mini:mini-resnet | mini:mini-resnet-pretrained) SETTING=${name//-/_} TEACHER=mini ;;
     mini:*) die "'$name' is no student of mini; there are: mini-resnet mini-resnet-pretrained mini-student. $USAGE" ;;
-    *:vit_b16) SETTING=vit_b16_ep32 TEACHER=vit_h14_378 ;;
-    *:vit_b16_from_l14) SETTING=vit_b16_from_l14_ep32 TEACHER=vit_l14_336 ;;
+    *:mini-*) die "'$name' is a student of mini alone; on $DATASET it is one of $(students), or timm's name of a model. $USAGE" ;;
+    *:vit_b16) SETTING=vit_b16_ep32 TEACHER=vit_h14_378 BEFORE=vit_b16 ;;
+    *:vit_b16_from_l14) SETTING=vit_b16_from_l14_ep32 TEACHER=vit_l14_336 BEFORE=vit_b16 ;;
     *:vit_l14_336) SETTING=vit_l14_336_ep32 TEACHER=vit_h14_378 ;;
     imagenet:resnet18) SETTING=resnet18_scratch_ep20 ;;
     imagenet:resnet50) SETTING=dino_resnet50_ep20 ;;
+    imagenet:mobilenetv2) # from scratch, as its weights have seen the labels
+      SETTING=resnet18_scratch_ep20 VARIANT=_mobilenetv2 STUDENT_PAIRS=(MODEL.BACKBONE.NAME mobilenetv2_100)
+      ;;
     *:resnet18) SETTING=resnet18_ep200 ;;
     *:mobilenetv2) SETTING=mobilenetv2_ep200 ;;
-    *:-* | *:[A-Z]*) die "STUDENT is '$name'; it is one of $(students), or timm's name of a model. $USAGE" ;;
+    *: | *:-* | *:[A-Z]*) die "STUDENT is '$name'; it is one of $(students), or timm's name of a model. $USAGE" ;;
     *) # of timm, by name; on ImageNet from scratch, as its weights have seen the labels
       SETTING=$([ "$DATASET" = imagenet ] && echo resnet18_scratch_ep20 || echo resnet18_ep200)
-      VARIANT=_${name//[^[:alnum:]._-]/_} STUDENT_PAIRS=(MODEL.BACKBONE.NAME "$name")
+      VARIANT=_$(for_paths "$name") STUDENT_PAIRS=(MODEL.BACKBONE.NAME "$name")
+      [ "$name" = resnet50 ] || BY_NAME=$name
       ;;
   esac
+  # Weights in the place of random ones make another student, with runs of its own.
+  [[ $SETTING != *scratch* || $ALONE = no || -z ${STUDENT_CKPT:-} ]] || VARIANT+=_from_$(for_paths "$(basename "$STUDENT_CKPT")")
   # The paper warms up on ImageNet only; 5000 steps are more than the whole training of a small set.
   [[ $SETTING != vit_* || $DATASET = imagenet ]] || STUDENT_PAIRS+=(OPTIM.WARMUP_STEPS 0)
+  check_own_file "$name"
+}
+
+# for_paths TEXT: the text as part of a folder's name.
+for_paths() {
+  echo "${1//[^[:alnum:]._-]/_}"
+}
+
+# check_own_file STUDENT: whether the weights are there that the config of a student names as a file, unless others are asked for.
+check_own_file() {
+  local file
+  file=$(sed -n 's/^ *CKPT: "\([^"]\+\)".*/\1/p' "configs/trainers/Distill/$SETTING.yaml")
+  [[ -z $file || -f $file || -n ${STUDENT_CKPT:-} || " ${PAIRS[*]} " = *" MODEL.BACKBONE."@(CKPT|NAME)" "* ]] ||
+    die "$1 on $DATASET starts from DINO's ResNet-50, $file, which is not in $PWD: fetch it, and name it in STUDENT_CKPT"
+}
+
+# check_name: whether there is a student that goes by timm's name; a slip is one message before anything is trained.
+check_name() {
+  local close
+  [[ -n $BY_NAME && " $CHECKED " != *" $BY_NAME "* ]] || return 0
+  close=$("$PYTHON" -c 'import sys
+from difflib import get_close_matches
+from timm import list_models
+from dho_plugin.models.backbones import is_backbone
+name, *ours = sys.argv[1:]
+if not is_backbone(name):
+    print(*get_close_matches(name, [*ours, *list_models()], 5) or ["(none)"])' "$BY_NAME" $(students))
+  [ -z "$close" ] || die "STUDENT is '$BY_NAME', which is neither one of $(students) nor timm's name of a model; close to it are: $close"
+  CHECKED+=" $BY_NAME"
 }
 
 # The names that STUDENT may have beside timm's.
@@ -56,7 +97,7 @@ set_tuned() {
 distill_methods() {
   local methods=$1 method own STUDENT_CKPT=${STUDENT_CKPT:-}
   shift
-  [[ $SETTING != *scratch* ]] || STUDENT_CKPT=''
+  [[ $SETTING != *scratch* || $ALONE = yes ]] || STUDENT_CKPT=''
   for method in $methods; do
     set_tuned "$method"
     own=("${STUDENT_PAIRS[@]}" "${TUNED[@]}")
@@ -86,16 +127,32 @@ check_methods() {
   done
 }
 
+# check_percents PERCENT% ...: whether each is a percentage, as a number alone would be shots, beside the paper's percentages.
+check_percents() {
+  local percent
+  for percent; do
+    [[ $percent = *% ]] || die "PERCENTS has '$percent'; each of its words ends in %, as in PERCENTS=\"1% 10%\""
+    set_labeled "$percent"
+  done
+}
+
 # count_distilled RUNS ZERO_SHOT_ROWS: how many runs the script has; RUNS are those of one seed.
 count_distilled() {
   TOTAL=$((STARTED + $1 * $(wc -w <<<"$SEEDS") + $2))
 }
 
-# distill_grid "STUDENT ..." "LABELED ..." "METHOD ..." [KEY VALUE ...]: all runs of a table, the reference rows first. Sets SHOWN, the
-# folders that the table is made of.
+# reference TRAINER CONFIG WEIGHTS: a zero-shot row of the table; the folders that it is made of are in SHOWN.
+reference() {
+  zero_shot "$@"
+  show_folder "$OUTPUT/$DATASET/$1/$2"
+}
+
+# distill_grid "STUDENT ..." "LABELED ..." "METHOD ..." [KEY VALUE ...]: all runs of a table, the reference rows first; those of the
+# students, too, where STUDENT_ROWS is yes. Sets SHOWN, the folders that the table is made of.
 distill_grid() {
-  local students=$1 amounts=$2 methods=$3 student amount zero=() once="" each="" method weights=0 teachers=0 each_amount
+  local students=$1 amounts=$2 methods=$3 student amount zero=() before=() once="" each="" method weights=0 teachers=0 each_amount
   shift 3
+  [ "$(wc -w <<<"$students")" = 1 ] || ALONE=no
   check_methods $methods
   for method in $methods; do
     if [[ $method = KD* ]]; then once+=" $method"; else each+=" $method"; fi
@@ -104,6 +161,8 @@ distill_grid() {
   for student in $students; do
     set_student "$student"
     [[ " ${zero[*]} " = *" $TEACHER "* ]] || zero+=("$TEACHER")
+    [[ ${STUDENT_ROWS:-no} = no || -z $BEFORE || " ${before[*]} " = *" $BEFORE "* ]] || before+=("$BEFORE")
+    [ $teachers = 0 ] || CONFIG=$TEACHER set_adapter_config
     [[ $SETTING = *scratch* ]] || weights=$((weights + 1))
   done
   [ -z "${STUDENT_CKPT:-}" ] || [ $weights -le 1 ] ||
@@ -112,13 +171,16 @@ distill_grid() {
     die "TEACHER_CKPT is one teacher's file, and $students have several (${zero[*]}): name one of them in STUDENTS"
   for amount in $amounts; do set_labeled "$amount"; done # a slip is one message before anything is trained
   set_up
-  each_amount=$(($(wc -w <<<"$each") + teachers))
-  count_distilled $(($(wc -w <<<"$students") * ($(wc -w <<<"$once") + $(wc -w <<<"$amounts") * each_amount))) ${#zero[@]}
-  SHOWN=()
-  for TEACHER in "${zero[@]}"; do
-    zero_shot ZeroshotCLIP2 "$TEACHER" "${TEACHER_CKPT:-}"
-    SHOWN+=("$OUTPUT/$DATASET/ZeroshotCLIP2/$TEACHER")
+  for student in $students; do
+    set_student "$student"
+    check_name
   done
+  each_amount=$(($(wc -w <<<"$each") + teachers))
+  count_distilled $(($(wc -w <<<"$students") * ($(wc -w <<<"$once") + $(wc -w <<<"$amounts") * each_amount))) \
+    $((${#before[@]} + ${#zero[@]}))
+  SHOWN=()
+  for BEFORE in "${before[@]}"; do reference ZeroshotCLIP "$BEFORE" "${STUDENT_CKPT:-}"; done
+  for TEACHER in "${zero[@]}"; do reference ZeroshotCLIP2 "$TEACHER" "${TEACHER_CKPT:-}"; done
   for student in $students; do
     set_student "$student"
     distill_methods "$once" "$@"
@@ -141,11 +203,19 @@ shown_folders() {
         set_labeled "$amount"
         [[ $method != KD* ]] || LABELED=unlabeled
         folder=$OUTPUT/$DATASET/Distill_${method%-F}/${SETTING}_$LABELED$VARIANT
-        [ "$method" != DHO-F ] || folder+=_few_shot
-        [[ " ${SHOWN[*]} " = *" $folder "* ]] || SHOWN+=("$folder")
+        if [ "$method" = DHO-F ]; then
+          show_folder "$OUTPUT/$DATASET/TipAdapterF/${TEACHER}_$LABELED" # the teachers
+          folder+=_few_shot
+        fi
+        show_folder "$folder"
       done
     done
   done
+}
+
+# show_folder FOLDER: add it to SHOWN, once.
+show_folder() {
+  [[ " ${SHOWN[*]} " = *" $1 "* ]] || SHOWN+=("$1")
 }
 
 # table_words WORD...: the data set and the KEY VALUE words of a table's script. Sets DATASET and PAIRS; COMPARE and others as in lib.sh.
@@ -164,6 +234,8 @@ low_shot_table() {
   local students=$2 paper=(--paper-table "$1")
   [ "$DATASET" != mini ] || students=mini-student
   [ "$DATASET" = imagenet ] || paper=()
+  check_percents ${PERCENTS:-1% 10%}
+  STUDENT_ROWS=yes
   distill_grid "${STUDENTS:-$students}" "${PERCENTS:-1% 10%}" "${METHODS:-DHO}" "${PAIRS[@]}"
   show_table "${SHOWN[@]}" "${paper[@]}"
 }

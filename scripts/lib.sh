@@ -2,10 +2,34 @@
 # Settings from the environment: DATA (default data), OUTPUT (default output), SEEDS (default "1 2 3"),
 # GPUS ("0 1 2 3": every run gets one of these devices), JOBS (runs side by side, default the number of GPUS, else 1; on mini the
 # number of cores, at most 4), PROCESSES (of one run, each on a device of its own; torchrun starts them), PYTHON (interpreter to
-# start from, default python3), STUDENT_CKPT and TEACHER_CKPT (local weight files in place of the hub's).
+# start from, default python3), STUDENT_CKPT and TEACHER_CKPT (local weight files in place of the hub's). Paths are the caller's.
 set -euo pipefail
+
+die() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# To an older bash an empty array is unset.
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || die "this is bash $BASH_VERSION; start the scripts with 4.4 or newer"
+
 CALLED_FROM=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# settle_paths: the caller's relative paths as the repository's folder reads them, where everything runs; asked for in that folder
+# they stay as they are, and so do the options of runs that have them. A weights file that is not there is named here, before any run.
+settle_paths() {
+  local name path
+  for name in DATA OUTPUT STUDENT_CKPT TEACHER_CKPT; do
+    path=${!name:-}
+    path=${path/#"~/"/"$HOME/"} # in quotes the shell leaves it
+    [[ -z $path || $path = /* || $CALLED_FROM -ef . ]] || path=$CALLED_FROM/$path
+    [[ $name != *_CKPT || -z $path || -f $path ]] ||
+      die "$name is '${!name}', and there is no file $path; it is a local file of weights, or empty for the hub's"
+    printf -v "$name" %s "$path"
+  done
+}
+settle_paths
 DATA=${DATA:-data}
 OUTPUT=${OUTPUT:-output}
 SEEDS=${SEEDS:-1 2 3}
@@ -14,11 +38,6 @@ if [ ${#DEVICES[@]} -gt 0 ]; then JOBS=${JOBS:-${#DEVICES[@]}}; fi
 PROCESSES=${PROCESSES:-1}
 if [ "$PROCESSES" != 1 ]; then JOBS=${JOBS:-1}; fi
 JOBS=${JOBS:-}
-
-die() {
-  echo "error: $*" >&2
-  exit 2
-}
 
 # has MODULE...: whether $PYTHON has them installed. dho_plugin alone would be found in this folder by any Python;
 # dho_plugin.trainers is found only where the package is installed.

@@ -10,13 +10,15 @@ table_words "$@"
 student=vit_b16_from_l14 paper=(--paper-table 5)
 [ "$DATASET" != mini ] || student=mini-student
 [ "$DATASET" = imagenet ] || paper=()
+[ -z "${METHODS:-}${STUDENTS:-}" ] ||
+  die "METHODS and STUDENTS are of other tables: these rows are DHO's, into $student; leave them out (PERCENTS takes other amounts)"
 percents=${PERCENTS:-1%}
-for percent in $percents; do set_labeled "$percent"; done
+check_percents $percents
 set_student "$student"
 set_up
 count_distilled $((4 * $(wc -w <<<"$percents"))) 1
-zero_shot ZeroshotCLIP2 "$TEACHER" "${TEACHER_CKPT:-}"
-SHOWN=("$OUTPUT/$DATASET/ZeroshotCLIP2/$TEACHER")
+SHOWN=()
+reference ZeroshotCLIP2 "$TEACHER" "${TEACHER_CKPT:-}"
 
 # without VARIANT [KEY VALUE ...]: DHO with some of it taken away.
 without() {
@@ -25,7 +27,7 @@ without() {
   for percent in $percents; do
     set_labeled "$percent"
     train_seeds Distill_DHO "$SETTING" "$variant" "${STUDENT_PAIRS[@]}" "$@" "${PAIRS[@]}"
-    SHOWN+=("$OUTPUT/$DATASET/Distill_DHO/${SETTING}_$LABELED$variant")
+    show_folder "$OUTPUT/$DATASET/Distill_DHO/${SETTING}_$LABELED$variant"
   done
 }
 

@@ -11,9 +11,10 @@ USAGE="usage: bash scripts/tune_distill.sh DATASET SHOTS|PERCENT% STUDENT [KEY V
 [ $# -ge 3 ] || die "$USAGE"
 set_data "$1"
 set_labeled "$2"
-set_student "$3"
+student=$3
 shift 3
 read_options "" "$@"
+set_student "$student"
 RATES=${RATES:-3e-3 1e-2 3e-2} LAMBDAS=${LAMBDAS:-0.1 0.5 0.02} FURTHER_RATES=${FURTHER_RATES:-1e-3 1e-1}
 OUTPUT=$OUTPUT/tuning SEEDS=${TUNING_SEED:-101}
 methods=${METHODS:-CE KD CEKDFeature CEKD SSKD DHKD DHO}
@@ -54,6 +55,7 @@ best_rate() {
 }
 
 set_up
+check_name
 TOTAL=$(($(wc -w <<<"$methods") * ($(wc -w <<<"$RATES") + ${#others[@]})))
 for method in $methods; do
   for rate in $RATES; do

@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 BASELINES = ["KD", "KDFeature", "CE", "CEKDFeature", "CEKD", "SSKD", "DHKD"]
+FILE = "LICENSE"  # stands for weights: a file that is there
 
 
 def runs(calls: list[list[str]]) -> list[str]:
@@ -36,6 +37,7 @@ def config(call: list[str]) -> str:
         ("imagenet 1% vit_b16", "vit_b16_ep32_1percent", "vit_h14_378"),
         ("imagenet 10% vit_l14_336", "vit_l14_336_ep32_10percent", "vit_h14_378"),
         ("imagenet 1% vit_b16_from_l14", "vit_b16_from_l14_ep32_1percent", "vit_l14_336"),
+        ("imagenet 4 mobilenetv2", "resnet18_scratch_ep20_4shots_mobilenetv2", "rn50"),
         ("imagenet 4 regnety_002", "resnet18_scratch_ep20_4shots_regnety_002", "rn50"),
         ("dtd 4 resnet18", "resnet18_ep200_4shots", "rn50"),
         ("dtd 4 mobilenetv2", "mobilenetv2_ep200_4shots", "rn50"),
@@ -43,7 +45,8 @@ def config(call: list[str]) -> str:
     ],
 )
 def test_a_students_setting(words, folder, teacher, pretend):
-    done, calls = pretend("scripts/distill.sh", *words.split(), "A.B", "-1", SEEDS="1")
+    weights = {"STUDENT_CKPT": FILE} if words.endswith("resnet50") else {}
+    done, calls = pretend("scripts/distill.sh", *words.split(), "A.B", "-1", SEEDS="1", **weights)
     assert done.returncode == 0, done.stderr
     assert runs(calls) == [f"Distill_DHO/{folder}/seed1"]
     assert zero_shots(calls) == [f"ZeroshotCLIP2/{teacher}"]
@@ -51,6 +54,7 @@ def test_a_students_setting(words, folder, teacher, pretend):
     assert (ROOT / config(call)).is_file()
     assert call[-2:] == ["A.B", "-1"]
     assert ("MODEL.BACKBONE.NAME regnety_002" in " ".join(call)) == ("regnety" in words)
+    assert ("MODEL.BACKBONE.NAME mobilenetv2_100" in " ".join(call)) == (words == "imagenet 4 mobilenetv2")
     shown = [Path(word).name for word in table(done)[:-1]]
     assert shown == [teacher, folder]
     assert table(done)[-1] == "--paired"
@@ -69,7 +73,7 @@ def test_compare_runs_every_baseline_those_without_labels_in_a_folder_of_their_o
 
 
 def test_table_1(pretend):
-    done, calls = pretend("scripts/table1.sh", SEEDS="1", METHODS="KD CE DHO", SHOTS="1 16", STUDENT_CKPT="dino.pth")
+    done, calls = pretend("scripts/table1.sh", SEEDS="1", METHODS="KD CE DHO", SHOTS="1 16", STUDENT_CKPT=FILE)
     assert done.returncode == 0, done.stderr
     expected = []
     for setting in ("resnet18_scratch_ep20", "dino_resnet50_ep20"):
@@ -77,7 +81,7 @@ def test_table_1(pretend):
         expected += [f"Distill_{name}/{setting}_{n}shots/seed1" for n in (1, 16) for name in ("CE", "DHO")]
     assert runs(calls) == expected
     lines = [" ".join(call) for call in calls if call[0] == "start" and "Distill" in call[2]]
-    assert ["CKPT dino.pth" in line for line in lines] == [False] * 5 + [True] * 5
+    assert [f"CKPT {FILE}" in line for line in lines] == [False] * 5 + [True] * 5
     assert table(done)[-4:] == ["--wide", "--paired", "--paper-table", "1"]
     assert len(table(done)) == 1 + len(expected) + 4
 
@@ -112,6 +116,9 @@ def test_tables_4_and_12_share_their_runs(pretend):
     assert done.returncode == 0, done.stderr
     settings = ("vit_b16_ep32", "vit_l14_336_ep32")
     assert runs(calls) == [f"Distill_DHO/{name}_{p}percent/seed1" for name in settings for p in (1, 10)]
+    students = ["ZeroshotCLIP/vit_b16"]
+    assert zero_shots(calls) == [*students, "ZeroshotCLIP2/vit_h14_378"]
+    assert table(done)[0].endswith(students[0])
     assert table(done)[-2:] == ["--paper-table", "4"]
     done, calls = pretend("scripts/table12.sh", SEEDS="1")
     assert runs(calls) == [f"Distill_DHO/vit_b16_from_l14_ep32_{p}percent/seed1" for p in (1, 10)]
@@ -119,7 +126,18 @@ def test_tables_4_and_12_share_their_runs(pretend):
     assert table(done)[-2:] == ["--paper-table", "12"]
     done, calls = pretend("scripts/table12.sh", "mini", SEEDS="1")
     assert runs(calls) == [f"Distill_DHO/mini_student_{p}percent/seed1" for p in (1, 10)]
+    assert zero_shots(calls) == ["ZeroshotCLIP/mini", "ZeroshotCLIP2/mini"]
     assert "--paper-table" not in table(done)
+
+
+def test_the_student_s_zero_shot_row_is_counted_and_read_from_its_file(pretend):
+    words = {"SEEDS": "1", "PERCENTS": "1%", "STUDENTS": "vit_b16", "STUDENT_CKPT": FILE, "JOBS": "2"}
+    done, calls = pretend("scripts/table4.sh", **words)
+    assert done.returncode == 0, done.stderr
+    assert "seed1: started (3 of 3)" in done.stdout
+    assert f"MODEL.BACKBONE.CKPT {FILE}" in next(" ".join(call) for call in calls if "ZeroshotCLIP" in call)
+    done, calls = pretend("scripts/table4.sh", **{**words, "STUDENTS": "vit_l14_336"})
+    assert not [row for row in zero_shots(calls) if "ZeroshotCLIP/" in row]  # no config for it
 
 
 def test_table_5_takes_away_one_thing_after_the_other(pretend):
@@ -151,6 +169,9 @@ def test_figure_5(pretend):
     assert len(table(done)) == 10 * 3 + 1
     done, calls = pretend("scripts/fig5.sh", DATASETS="dtd eurosat", STUDENT="mobilenetv2", **settings)
     assert {Path(run).parts[1] for run in runs(calls)} == {"mobilenetv2_ep200_1shots"}
+    done, calls = pretend("scripts/fig5.sh", DATASETS="dtd", STUDENTS="mobilenetv2 vit_b16", **settings)
+    assert {Path(run).parts[1] for run in runs(calls)} == {"vit_b16_ep32_1shots"}  # the other's are there
+    assert any("mobilenetv2_ep200" in word for word in table(done))
     done, calls = pretend("scripts/fig5.sh", "mini", **settings)
     assert {Path(run).parts[1] for run in runs(calls)} == {"mini_resnet_pretrained_1shots"}
     assert "--mean" not in table(done)
@@ -165,13 +186,34 @@ def test_figure_5(pretend):
         ("distill.sh dtd 0 resnet18", {}, "SHOTS is '0'"),
         ("distill.sh dtd 4 resnet18 --depth", {}, "unknown option '--depth'"),
         ("table1.sh mini", {"METHODS": "CE SHO"}, "unknown method 'SHO'"),
-        ("table4.sh", {"STUDENT_CKPT": "x.pt"}, "STUDENT_CKPT is one student's file"),
-        ("table12.sh", {"TEACHER_CKPT": "x.pt"}, "TEACHER_CKPT is one teacher's file"),
+        (
+            "distill.sh mini 4 mini-resnet",
+            {"STUDENT_CKPT": "x.pt"},
+            "STUDENT_CKPT is 'x.pt', and there is no file x.pt",
+        ),
+        ("distill.sh mini 4 mini-resnet", {"TEACHER_CKPT": "tests"}, "TEACHER_CKPT is 'tests', and there is no file"),
+        ("table4.sh", {"STUDENT_CKPT": FILE}, "STUDENT_CKPT is one student's file"),
+        ("table12.sh", {"TEACHER_CKPT": FILE}, "TEACHER_CKPT is one teacher's file"),
+        ("table4.sh", {"METHODS": "DHO DHO-F"}, "no configs/trainers/TipAdapterF/vit_h14_378.yaml"),
         ("table1.sh nowhere", {}, "unknown data set 'nowhere'"),
+        ("distill.sh dtd '' resnet18", {}, "usage: bash scripts/distill.sh"),
+        ("distill.sh dtd 16 ''", {}, "usage: bash scripts/distill.sh"),
+        ("tune_distill.sh dtd 16 ''", {}, "STUDENT is ''"),
+        ("distill.sh dtd 16 mini-resnet", {}, "'mini-resnet' is a student of mini alone; on dtd it is one of resnet18"),
+        ("distill.sh tests 16 mini-resnet", {}, "'mini-resnet' is a student of mini alone"),
+        ("distill.sh imagenet 16 resnet81", {}, "STUDENT is 'resnet81', which is neither one of resnet18 "),
+        ("distill.sh imagenet 16 vit_b_16", {}, "close to it are: vit_b16 "),
+        ("tune_distill.sh imagenet 16 resnet81", {}, "close to it are: resnet18 "),
+        ("fig5.sh", {"DATASETS": "dtd nowhere"}, "unknown data set 'nowhere'"),
+        ("fig5.sh", {"DATASETS": "dtd mini"}, "'resnet18' is no student of mini"),
+        ("table4.sh", {"PERCENTS": "1 10"}, "PERCENTS has '1'; each of its words ends in %, as in PERCENTS=\"1% 10%\""),
+        ("table5.sh mini", {"PERCENTS": "1% 10"}, "PERCENTS has '10'"),
+        ("table5.sh mini", {"METHODS": "CE"}, "METHODS and STUDENTS are of other tables"),
+        ("table5.sh", {"STUDENTS": "vit_b16"}, "METHODS and STUDENTS are of other tables"),
     ],
 )
 def test_a_slip_is_one_message_before_anything_is_trained(words, settings, message, pretend):
-    script, *words = words.split()
+    script, *words = shlex.split(words)
     done, calls = pretend(f"scripts/{script}", *words, **settings)
     assert done.returncode == 2
     assert message in done.stderr
@@ -192,7 +234,72 @@ def test_the_teacher_of_dho_f_is_trained_before_its_students(pretend):
     ]
     students = [" ".join(call) for call in calls if call[0] == "start" and "shots_few_shot" in call[4]]
     assert all("TRAINER.DHO.TEACHER.TYPE few_shot" in line and "mini_4shots/seed{seed}" in line for line in students)
-    assert table(done)[-3].endswith("mini_resnet_4shots_few_shot")
+    assert [Path(word).name for word in table(done)[-4:-2]] == ["mini_4shots", "mini_resnet_4shots_few_shot"]
+
+
+# Weights from files ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("student", ["resnet18", "mobilenetv2", "regnety_002"])
+def test_one_student_from_a_file_has_runs_beside_those_from_scratch(student, pretend, tmp_path):
+    (tmp_path / "my weights.pth").touch()
+    added = "" if student == "resnet18" else f"_{student}"
+    for file, end in (("", ""), (str(tmp_path / "my weights.pth"), "_from_my_weights.pth")):
+        done, calls = pretend("scripts/distill.sh", "imagenet", "4", student, SEEDS="1", STUDENT_CKPT=file)
+        assert done.returncode == 0, done.stderr
+        assert runs(calls) == [f"Distill_DHO/resnet18_scratch_ep20_4shots{added}{end}/seed1"]
+        assert ("MODEL.BACKBONE.CKPT" in " ".join(calls[-2])) == bool(file)
+        assert table(done)[-2].endswith(f"_4shots{added}{end}")
+
+
+def test_a_file_that_only_the_config_names_is_looked_for_before_anything_is_trained(run, tmp_path):
+    (tmp_path / "configs/trainers/Distill").mkdir(parents=True)
+    (tmp_path / "configs/trainers/Distill/dino_resnet50_ep20.yaml").write_text('    CKPT: "dino.pth"  # DINO\'s\n')
+    ask = f"source scripts/distill_lib.sh; cd {tmp_path}; DATASET=imagenet USAGE=; PAIRS=(%s); set_student resnet50"
+    done = run("-c", ask % "OPTIM.LR 1")
+    assert done.returncode == 2
+    assert f"resnet50 on imagenet starts from DINO's ResNet-50, dino.pth, which is not in {tmp_path}" in done.stderr
+    assert "name it in STUDENT_CKPT" in done.stderr
+    for pairs in ("MODEL.BACKBONE.CKPT own.pth", "A.B c MODEL.BACKBONE.NAME dino_resnet50"):
+        assert run("-c", ask % pairs).returncode == 0
+    assert run("-c", ask % "", STUDENT_CKPT=FILE).returncode == 0
+    (tmp_path / "dino.pth").touch()
+    assert run("-c", ask % "").returncode == 0
+
+
+def test_one_s_own_words_for_the_student_s_weights_are_in_force(pretend):
+    done, calls = pretend("scripts/table1.sh", "MODEL.BACKBONE.CKPT", "own.pth", SEEDS="1", METHODS="CE", SHOTS="1")
+    assert done.returncode == 0, done.stderr
+    assert [call[-1] for call in calls if call[0] == "start" and "Distill" in call[2]] == ["own.pth"] * 2
+
+
+def test_paths_are_those_of_the_folder_that_a_script_is_started_in(pretend, tmp_path):
+    for name in ("s.pt", "t.pt"):
+        (tmp_path / name).touch()
+    ask = f"cd {tmp_path}; bash {ROOT}/scripts/distill.sh imagenet 4 vit_b16"
+    words = {"STUDENT_CKPT": "s.pt", "TEACHER_CKPT": "./t.pt", "DATA": "sets", "OUTPUT": "runs", "SEEDS": "1"}
+    done, calls = pretend("-c", ask, **words)
+    assert done.returncode == 0, done.stderr
+    line = " ".join(calls[-2])
+    assert f"MODEL.BACKBONE.CKPT {tmp_path}/s.pt TRAINER.DHO.TEACHER.CKPT {tmp_path}/./t.pt" in line
+    assert f"--root {tmp_path}/sets " in line
+    assert f"--output-dir {tmp_path}/runs/imagenet/" in line
+    done, _ = pretend("-c", ask, **{**words, "STUDENT_CKPT": FILE})
+    assert f"STUDENT_CKPT is '{FILE}', and there is no file {tmp_path}/{FILE}" in done.stderr
+    (tmp_path / "runs").rename(tmp_path / "runs1")
+    _, calls = pretend("-c", ask, **{**words, "DATA": "", "STUDENT_CKPT": "~/s.pt", "HOME": str(tmp_path)})
+    line = " ".join(calls[-2])
+    assert "--root data " in line  # the default lies in the repository
+    assert f"MODEL.BACKBONE.CKPT {tmp_path}/s.pt " in line
+
+
+def test_a_folder_among_figure_5_s_sets_leaves_the_others_where_they_are(pretend, tmp_path):
+    (tmp_path / "photos").mkdir()
+    words = {"DATASETS": f"dtd {tmp_path}/photos eurosat", "METHODS": "CE", "SHOTS": "1", "SEEDS": "1", "DATA": "/sets"}
+    done, calls = pretend("scripts/fig5.sh", **words)
+    assert done.returncode == 0, done.stderr
+    roots = [call[call.index("--root") + 1] for call in calls if call[0] == "start" and "Distill" in call[2]]
+    assert roots == ["/sets", str(tmp_path), "/sets"]
 
 
 # Tuning ------------------------------------------------------------------------------------------------------------

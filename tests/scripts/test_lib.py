@@ -35,6 +35,17 @@ def test_no_run_goes_on_behind_a_script_that_has_ended(run, end, tmp_path):
     pytest.fail(f"still running: {left}")
 
 
+def test_an_old_bash_is_named(run, tmp_path):
+    """As if it were one: the script reads the version elsewhere."""
+    (tmp_path / "scripts").mkdir()
+    text = (ROOT / "scripts/lib.sh").read_text().replace("BASH_VERSINFO", "VERSION")
+    (tmp_path / "scripts/lib.sh").write_text(text)
+    for version, code in (("3 2", 2), ("4 3", 2), ("4 4", 0), ("5 0", 0)):
+        done = run("-c", f"VERSION=({version}); source {tmp_path}/scripts/lib.sh")
+        assert done.returncode == code, version
+        assert ("start the scripts with 4.4 or newer" in done.stderr) == (code == 2)
+
+
 def test_a_script_says_how_far_it_is(run):
     count = 'source scripts/lib.sh; JOBS=2 SEEDS="1 2 3"; count_runs 2 "base labeled"; '
     done = run("-c", count + "background one true; background two true; finish_jobs")

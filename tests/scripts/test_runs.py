@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
+FILE = "LICENSE"  # stands for weights: a file that is there
 
 
 def started(calls: list[list[str]]) -> list[tuple[str, str]]:
@@ -64,7 +65,7 @@ def test_each_method_has_its_script(words, method, config, pretend, tmp_path):
     ],
 )
 def test_tip_adapter_makes_a_teacher_of_each_seed(words, config, has, pretend):
-    done, calls = pretend("scripts/tip_adapter.sh", *words.split(), "A.B", "c", SEEDS="1 2", TEACHER_CKPT="t.pt")
+    done, calls = pretend("scripts/tip_adapter.sh", *words.split(), "A.B", "c", SEEDS="1 2", TEACHER_CKPT=FILE)
     assert done.returncode == 0, done.stderr
     labeled = "1percent" if "%" in words else "4shots"
     assert started(calls) == [
@@ -72,7 +73,7 @@ def test_tip_adapter_makes_a_teacher_of_each_seed(words, config, has, pretend):
         *((trainer, f"{config}_{labeled}/seed{s}") for trainer in ("TipAdapter", "TipAdapterF") for s in (1, 2)),
     ]
     lines = [" ".join(call) for call in calls if call[0] == "start"]
-    assert all("MODEL.BACKBONE.CKPT t.pt" in line and "TEACHER.CKPT" not in line for line in lines)
+    assert all(f"MODEL.BACKBONE.CKPT {FILE}" in line and "TEACHER.CKPT" not in line for line in lines)
     assert all(line.endswith(f"{has} A.B c") if has else line.endswith(" A.B c") for line in lines[1:])
     assert ("TIPADAPTER" in "".join(lines)) == bool(has)
 
@@ -80,7 +81,7 @@ def test_tip_adapter_makes_a_teacher_of_each_seed(words, config, has, pretend):
 @pytest.mark.parametrize(("data", "teacher"), [("mini", "mini"), ("imagenet", "vit_l14_336")])
 def test_few_shot_adds_dho_f_behind_its_teachers(data, teacher, pretend, tmp_path):
     words = (data, "4", "--few-shot", "OPTIM.LR", "1", "TEST.SPLIT", "test")
-    done, calls = pretend("scripts/coop_dho.sh", *words, SEEDS="1 2", STUDENT_CKPT="s.pt", TEACHER_CKPT="t.pt")
+    done, calls = pretend("scripts/coop_dho.sh", *words, SEEDS="1 2", STUDENT_CKPT="setup.py", TEACHER_CKPT=FILE)
     assert done.returncode == 0, done.stderr
     config = "mini_ep10" if data == "mini" else "vit_b16_ep50_ctxv1"
     assert started(calls)[2:] == [
@@ -89,7 +90,9 @@ def test_few_shot_adds_dho_f_behind_its_teachers(data, teacher, pretend, tmp_pat
         *(("CoOp_DHO", f"{config}_4shots_few_shot/seed{seed}") for seed in (1, 2)),
     ]
     lines = [" ".join(call) for call in calls if call[0] == "start"][2:]
-    assert all(line.endswith("MODEL.BACKBONE.CKPT t.pt TEST.SPLIT test") for line in lines[:2])  # no rate of the method
+    assert all(
+        line.endswith(f"MODEL.BACKBONE.CKPT {FILE} TEST.SPLIT test") for line in lines[:2]
+    )  # no rate of the method
     assert not any("TYPE few_shot" in line for line in lines[:4])
     adapter = f"{tmp_path}/out/{data}/TipAdapterF/{teacher}_4shots/seed{{seed}}"
     pairs = f"TRAINER.DHO.TEACHER.TYPE few_shot TRAINER.DHO.ALPHA 0.2 TRAINER.DHO.TEACHER.ADAPTER {adapter}"
@@ -197,14 +200,14 @@ def test_every_finished_run_is_evaluated_once_on_every_shifted_set(pretend, tmp_
         if not run_folder.endswith("seed3"):  # that one is not finished
             (tmp_path / "out/mini/VPT_DHO" / run_folder / "results.json").write_text(content)
     words = ("scripts/eval_ood.sh", "VPT_DHO", "mini", "4")
-    done, calls = pretend(*words, STUDENT_CKPT="weights.pt")
+    done, calls = pretend(*words, STUDENT_CKPT=FILE)
     assert done.returncode == 0, done.stderr
     sets = ("mini_imagenetv2", "mini_imagenet_sketch", "mini_imagenet_r", "mini_imagenet_a")
     home = tmp_path / "out/evaluation/VPT_DHO"
     assert [(call[3], call[4]) for call in calls if call[0] == "start"] == [
         (name, str(home / group / name / f"seed{seed}")) for group in groups[:2] for seed in (1, 2) for name in sets
     ]
-    mixing = "TRAINER.DHO.SEARCH False MODEL.BACKBONE.CKPT weights.pt"  # the evaluation takes alpha and beta of the run
+    mixing = f"TRAINER.DHO.SEARCH False MODEL.BACKBONE.CKPT {FILE}"  # the evaluation takes alpha and beta of the run
     assert all(" ".join(call).endswith(mixing) for call in calls if call[0] == "start")
     assert done.stdout.splitlines()[-1] == f"tables --evaluations {home}/{groups[0]} {home}/{groups[1]}"
     again, calls = pretend(*words)
