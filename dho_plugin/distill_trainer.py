@@ -13,7 +13,7 @@ from dho_plugin.dho_trainer import DHOTrainer
 from dho_plugin.engine.data import ClassInfo, ImageList
 from dho_plugin.engine.rules import INITS, POSITIVE, check_rules, one_of
 from dho_plugin.errors import ConfigError
-from dho_plugin.models.backbones import LoadedBackbone, is_backbone, load_backbone
+from dho_plugin.models.backbones import LoadedBackbone, is_backbone, load_backbone, require_known
 from dho_plugin.models.clip import LoadedCLIP
 from dho_plugin.models.student import BackboneStudent, Student
 
@@ -56,6 +56,7 @@ class DistillTrainer(DHOTrainer):
         """Load the student that MODEL.BACKBONE names: timm's, or a CLIP."""
         node = self.cfg.MODEL.BACKBONE
         if not is_backbone(node.NAME, node.TAG):
+            require_known(node.NAME, "MODEL.BACKBONE")
             if not node.PRETRAINED:
                 raise ConfigError(
                     f"MODEL.BACKBONE.PRETRAINED False: {node.NAME} is a CLIP, which comes with its weights"

@@ -233,6 +233,7 @@ def test_table_5s_switches(build, tiny_weights, ce, kd, align):
         (("TRAINER.DISTILL.CE_HEAD", "round"), "CE_HEAD is 'round'"),
         (("TRAINER.DISTILL.BINARY_T", "0"), "BINARY_T is 0"),
         (("MODEL.BACKBONE.NAME", "ViT-B/16"), "PRETRAINED False: ViT-B/16 is a CLIP"),
+        (("MODEL.BACKBONE.NAME", "resnet81"), r"neither timm nor open_clip has a model 'resnet81'; close.* resnet18,"),
         (("MODEL.FEATURES", "cached"), "image features change as it learns"),
     ],
 )

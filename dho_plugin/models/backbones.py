@@ -1,8 +1,10 @@
 """Image encoders without a text tower, which learn as compact students: timm's by name, from scratch, hub or file."""
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
+import open_clip
 import timm
 from torch import Tensor, device, nn
 
@@ -10,6 +12,7 @@ from dho_plugin.engine.views import Preprocess
 from dho_plugin.errors import CheckpointError, ConfigError
 from dho_plugin.models.clip_files import differences, first_line, read_state
 from dho_plugin.models.image_encoder import ImagePath
+from dho_plugin.models.mini import MINI_MODELS
 from dho_plugin.models.mini.resnet import MINI_BACKBONES, build_mini_backbone
 from dho_plugin.models.names import HOST_NAMES
 
@@ -80,6 +83,21 @@ def is_backbone(name: str, tag: str = "") -> bool:
     if name in MINI_BACKBONES or name in PUBLISHED or name.startswith(HUB_PREFIXES):
         return True
     return name not in HOST_NAMES and not tag and timm.is_model(name.partition(".")[0])
+
+
+def require_known(name: str, key: str) -> None:
+    """Raise ConfigError unless timm, a hub, open_clip or a host has a model of this name, or it is one of ours.
+
+    Args:
+        name: of an image encoder or a CLIP.
+        key: config prefix that the message names, such as MODEL.BACKBONE.
+    """
+    clips = [*HOST_NAMES, *MINI_MODELS, *open_clip.list_models()]
+    if name in clips or is_backbone(name):
+        return
+    close = difflib.get_close_matches(name, [*MINI_BACKBONES, *PUBLISHED, *timm.list_models(), *clips], 5)
+    near = f"; close to it are: {', '.join(close)}" if close else ""
+    raise ConfigError(f"{key}.NAME: neither timm nor open_clip has a model {name!r}{near}")
 
 
 def load_backbone(
