@@ -38,20 +38,11 @@ set_student() {
   [[ $SETTING != *scratch* || $ALONE = no || -z ${STUDENT_CKPT:-} ]] || VARIANT+=_from_$(for_paths "$(basename "$STUDENT_CKPT")")
   # The paper warms up on ImageNet only; 5000 steps are more than the whole training of a small set.
   [[ $SETTING != vit_* || $DATASET = imagenet ]] || STUDENT_PAIRS+=(OPTIM.WARMUP_STEPS 0)
-  check_own_file "$name"
 }
 
 # for_paths TEXT: the text as part of a folder's name.
 for_paths() {
   echo "${1//[^[:alnum:]._-]/_}"
-}
-
-# check_own_file STUDENT: whether the weights are there that the config of a student names as a file, unless others are asked for.
-check_own_file() {
-  local file
-  file=$(sed -n 's/^ *CKPT: "\([^"]\+\)".*/\1/p' "configs/trainers/Distill/$SETTING.yaml")
-  [[ -z $file || -f $file || -n ${STUDENT_CKPT:-} || " ${PAIRS[*]} " = *" MODEL.BACKBONE."@(CKPT|NAME)" "* ]] ||
-    die "$1 on $DATASET starts from DINO's ResNet-50, $file, which is not in $PWD: fetch it, and name it in STUDENT_CKPT"
 }
 
 # check_name: whether there is a student that goes by timm's name; a slip is one message before anything is trained.

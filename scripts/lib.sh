@@ -269,7 +269,7 @@ set_adapter_config() {
   esac
   read -ra published <<<"$published"
   ADAPTER_PAIRS=(TRAINER.TIPADAPTER.ALPHA "${published[0]}" TRAINER.TIPADAPTER.SEARCH_SCALE "${published[1]}")
-  ADAPTER_PAIRS+=(OPTIM.MAX_EPOCH "${published[2]}")
+  ADAPTER_PAIRS+=(OPTIM.MAX_EPOCH "${published[2]}" INPUT.VIEWS "${published[2]}") # each epoch draws views of its own
 }
 
 # train_adapters TRAINER [KEY VALUE ...]: Tip-Adapter on the teacher's CLIP, one run a seed, each with its own shots.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The paper's Table 1, few-shot distillation: bash scripts/table1.sh [imagenet|mini] [KEY VALUE ...]
 #   bash scripts/table1.sh mini                                                     mini-resnet and mini-resnet-pretrained
-#   GPUS="0 1" DATA=/path/to/datasets STUDENT_CKPT=dino_resnet50_pretrain.pth bash scripts/table1.sh   beside the paper's numbers
+#   GPUS="0 1" DATA=/path/to/datasets bash scripts/table1.sh   beside the paper's numbers
 # STUDENTS="resnet18", SHOTS="1 16" and METHODS="CE CEKD DHO" take these only; DHO-F (METHODS="DHO DHO-F") trains its teachers first.
 source "$(dirname "${BASH_SOURCE[0]}")/distill_lib.sh"
 

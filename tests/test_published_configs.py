@@ -142,7 +142,7 @@ def test_every_method_has_the_same_files_with_and_without_dho():
 # Table 6 of DHO: epochs, learning rate, weight decay, labeled batch, warm-up steps, student, teacher.
 TABLE_6 = {
     "resnet18_scratch_ep20": (20, 1e-3, 1e-2, 256, 0, "resnet18", "RN50"),
-    "dino_resnet50_ep20": (20, 1e-3, 1e-2, 256, 0, "resnet50", "RN50"),
+    "dino_resnet50_ep20": (20, 1e-3, 1e-2, 256, 0, "dino_resnet50", "RN50"),
     "resnet18_ep200": (200, 1e-3, 1e-2, 64, 0, "resnet18.tv_in1k", "RN50"),
     "mobilenetv2_ep200": (200, 1e-3, 1e-2, 64, 0, "mobilenetv2_100", "RN50"),
     "vit_b16_from_l14_ep32": (32, 5e-5, 5e-2, 256, 5000, "ViT-B/16", "ViT-L/14@336px"),

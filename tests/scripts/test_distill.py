@@ -45,8 +45,7 @@ def config(call: list[str]) -> str:
     ],
 )
 def test_a_students_setting(words, folder, teacher, pretend):
-    weights = {"STUDENT_CKPT": FILE} if words.endswith("resnet50") else {}
-    done, calls = pretend("scripts/distill.sh", *words.split(), "A.B", "-1", SEEDS="1", **weights)
+    done, calls = pretend("scripts/distill.sh", *words.split(), "A.B", "-1", SEEDS="1")
     assert done.returncode == 0, done.stderr
     assert runs(calls) == [f"Distill_DHO/{folder}/seed1"]
     assert zero_shots(calls) == [f"ZeroshotCLIP2/{teacher}"]
@@ -250,21 +249,6 @@ def test_one_student_from_a_file_has_runs_beside_those_from_scratch(student, pre
         assert runs(calls) == [f"Distill_DHO/resnet18_scratch_ep20_4shots{added}{end}/seed1"]
         assert ("MODEL.BACKBONE.CKPT" in " ".join(calls[-2])) == bool(file)
         assert table(done)[-2].endswith(f"_4shots{added}{end}")
-
-
-def test_a_file_that_only_the_config_names_is_looked_for_before_anything_is_trained(run, tmp_path):
-    (tmp_path / "configs/trainers/Distill").mkdir(parents=True)
-    (tmp_path / "configs/trainers/Distill/dino_resnet50_ep20.yaml").write_text('    CKPT: "dino.pth"  # DINO\'s\n')
-    ask = f"source scripts/distill_lib.sh; cd {tmp_path}; DATASET=imagenet USAGE=; PAIRS=(%s); set_student resnet50"
-    done = run("-c", ask % "OPTIM.LR 1")
-    assert done.returncode == 2
-    assert f"resnet50 on imagenet starts from DINO's ResNet-50, dino.pth, which is not in {tmp_path}" in done.stderr
-    assert "name it in STUDENT_CKPT" in done.stderr
-    for pairs in ("MODEL.BACKBONE.CKPT own.pth", "A.B c MODEL.BACKBONE.NAME dino_resnet50"):
-        assert run("-c", ask % pairs).returncode == 0
-    assert run("-c", ask % "", STUDENT_CKPT=FILE).returncode == 0
-    (tmp_path / "dino.pth").touch()
-    assert run("-c", ask % "").returncode == 0
 
 
 def test_one_s_own_words_for_the_student_s_weights_are_in_force(pretend):

@@ -60,8 +60,16 @@ def test_each_method_has_its_script(words, method, config, pretend, tmp_path):
         ("mini 4 --config mini_student", "mini_student", ""),
         ("imagenet 4", "rn50", ""),
         ("oxford_pets 4 --config vit_b16", "vit_b16", ""),
-        ("eurosat 1%", "rn50", "ALPHA 2.0 TRAINER.TIPADAPTER.SEARCH_SCALE (12.0,10.0) OPTIM.MAX_EPOCH 100"),
-        ("oxford_flowers 4", "rn50", "ALPHA 10.0 TRAINER.TIPADAPTER.SEARCH_SCALE (50.0,50.0) OPTIM.MAX_EPOCH 20"),
+        (
+            "eurosat 1%",
+            "rn50",
+            "ALPHA 2.0 TRAINER.TIPADAPTER.SEARCH_SCALE (12.0,10.0) OPTIM.MAX_EPOCH 100 INPUT.VIEWS 100",
+        ),
+        (
+            "oxford_flowers 4",
+            "rn50",
+            "ALPHA 10.0 TRAINER.TIPADAPTER.SEARCH_SCALE (50.0,50.0) OPTIM.MAX_EPOCH 20 INPUT.VIEWS 20",
+        ),
     ],
 )
 def test_tip_adapter_makes_a_teacher_of_each_seed(words, config, has, pretend):
