@@ -86,12 +86,15 @@ class HeadEvaluation:
         stored = self.head_logits(dataset.test, dataset.classes, dataset.test_name)
         if self.accelerator.is_main_process:
             stored.save(self.output_dir / "logits" / f"{dataset.test_name}.safetensors")
-        return score(stored, *self.mixing()) | self.class_report(stored)
+        return score(stored, *self.mixing()) | self.class_report(stored, dataset)
 
-    def class_report(self, stored: TestLogits) -> dict[str, float]:
-        """Print the per-class report and store the confusion matrix where TEST.* asks for them."""
+    def class_report(self, stored: TestLogits, dataset: DatasetBase) -> dict[str, float]:
+        """Print the per-class report and store the confusion matrix where TEST.* asks for them: cmat.pt, as in Dassl.
+
+        Those of further test sets are `cmat-<name>.pt`.
+        """
         if self.cfg.TEST.COMPUTE_CMAT and self.accelerator.is_main_process:
-            path = self.output_dir / "cmat.pt"
+            path = self.output_dir / ("cmat.pt" if dataset is self.dataset else f"cmat-{dataset.test_name}.pt")
             matrix = confusion_matrix(stored, *self.mixing())
             atomic_write(path, lambda file: torch.save(matrix, file))
             print(f"Confusion matrix is saved to {path}")
@@ -172,11 +175,17 @@ class HeadEvaluation:
         """Load a run's model (nothing for zero-shot), test it on this config's data sets, write results.json.
 
         Raises:
-            ConfigError: the method learns something, and no directory says where that is.
+            ConfigError: no directory says where what the method has learned is, or it is OUTPUT_DIR.
         """
         if self.get_model_names() and not directory:
             raise ConfigError(f"--eval-only: {type(self).__name__} has learned parts; name their run with --model-dir")
-        self.model_dir = directory
+        # Whole: whoever reads the results stands in another folder.
+        self.model_dir = str(Path(directory).expanduser().resolve()) if directory else ""
+        if directory and self.model_dir == str(Path(self.output_dir).resolve()):
+            raise ConfigError(
+                f"--output-dir {self.output_dir} is the trained run itself: an evaluation's results.json would take "
+                "the place of the training's; name another folder"
+            )
         self.check_validation()
         self.load_model(directory, epoch)
         self.take_over_mixing(directory)

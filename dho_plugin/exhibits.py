@@ -11,6 +11,7 @@ from torch import Tensor
 from dho_plugin.analysis import head_figures, run_figures
 from dho_plugin.analysis.curves import gain_over_second
 from dho_plugin.analysis.features import embed, read_features
+from dho_plugin.analysis.style import slugs
 from dho_plugin.findings import Findings, folder
 from dho_plugin.results import MAIN_SCORES, SHIFTED, accuracy, score_columns
 
@@ -176,14 +177,15 @@ def _images(findings: Sequence[Findings], name: str) -> int:
 
 def curves(findings: Sequence[Findings]) -> Iterator[Exhibit]:
     """Yield accuracy over shots, for data sets with runs at several, and the gain over the second best method."""
-    for dataset in dict.fromkeys(found.row.labels["Dataset"] for found in findings):
+    datasets = list(dict.fromkeys(found.row.labels["Dataset"] for found in findings))
+    for dataset, slug in zip(datasets, slugs(datasets), strict=True):
         mine = [found for found in findings if found.row.labels["Dataset"] == dataset]
         name = _main_column(mine)
         series = _by_shots(mine, name)
         if len({x for seeds in series.values() for one in seeds for x in one}) > 1:
             caption = f"{dataset}: accuracy over shots; bands reach from the smallest to the largest seed."
             figure = run_figures.over_shots(series, f"accuracy, {dataset} (%)")
-            yield Exhibit(f"shots-{dataset}", caption, figure)
+            yield Exhibit(f"shots-{slug}", caption, figure)
     if gains := _gains(findings):
         figure = run_figures.gains(gains, "gain of DHO over the second best (percentage points)")
         yield Exhibit("gains", "What DHO gains over the best other method, at most shots (DHO, Fig. 2).", figure)

@@ -15,6 +15,7 @@ from dho_plugin.analysis.cases import Case, case_masks, pick_cases
 from dho_plugin.analysis.curves import read_gradients, training_scalars
 from dho_plugin.analysis.features import LinearEvaluation, read_linear_evaluation
 from dho_plugin.analysis.outcomes import MIX, Outcome, outcomes
+from dho_plugin.analysis.style import slugs
 from dho_plugin.analysis.surface import Surface, surface
 from dho_plugin.engine.evaluator import TestLogits
 from dho_plugin.errors import DHOError
@@ -40,11 +41,13 @@ class Findings:
     Attributes:
         row: the row of the table.
         name: short and different from every other row's.
+        slug: the name as it can stand in file names and links, different, too.
         left_out: what cannot be shown, with the reason.
     """
 
     row: Row
     name: str
+    slug: str
     left_out: list[str] = field(default_factory=list)
 
     @property
@@ -52,14 +55,14 @@ class Findings:
         """Return the runs' results."""
         return self.row.runs
 
-    @property
-    def slug(self) -> str:
-        """Return the name as it can stand in file names and links."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
-
     @cached_property
+    def _read(self) -> list[tuple[dict[str, Any], dict[str, dict[str, Outcome]]]]:
+        """The runs whose stored logits can be read, and what these show."""
+        return [(run, found) for run in self.runs if (found := self._of_run(run))]
+
+    @property
     def _outcomes(self) -> list[dict[str, dict[str, Outcome]]]:
-        return [found for found in map(self._of_run, self.runs) if found]
+        return [found for _, found in self._read]
 
     def _of_run(self, run: dict[str, Any]) -> dict[str, dict[str, Outcome]]:
         alpha, beta = (1.0 if run.get(key) is None else run[key] for key in ("alpha", "beta"))
@@ -113,7 +116,10 @@ class Findings:
         for run in self.runs:
             path = folder(run) / "logits" / "validation.safetensors"
             if path.is_file() and run.get("alpha") is not None:
-                found.append(surface(TestLogits.load(path)))
+                try:
+                    found.append(surface(TestLogits.load(path)))
+                except DHOError as error:
+                    self._leave_out(f"alpha-beta surface, of {folder(run).name}: {error}")
         if not found:
             return None
         mean = sum(one.accuracy for one in found) / len(found)
@@ -129,10 +135,10 @@ class Findings:
         return node.get("ALPHA", 0.5), node.get("BETA", 1.0)
 
     def cases(self, count: int = 3) -> dict[str, tuple[int, list[Case]]]:
-        """Return, of the first seed, how many cases of each kind there are, and those it is most certain of."""
+        """Return, of the first seed with logits, the number of cases of each kind, and those it is most certain of."""
         if self.agreement is None:
             return {}
-        run = self.runs[0]
+        run = self._read[0][0]
         stored = TestLogits.load(next(iter(stored_sets(folder(run)).values())))
         found = outcomes(stored, run["alpha"], run["beta"])
         places = (stored.labels >= 0).nonzero().flatten()
@@ -199,7 +205,8 @@ def find(results: Sequence[dict[str, Any]]) -> list[Findings]:
         results: what `dho_plugin.results.find_results` returned.
     """
     rows = build_rows(results)
-    return [Findings(row, name) for row, name in zip(rows, _names(rows), strict=True)]
+    names = _names(rows)
+    return [Findings(*parts) for parts in zip(rows, names, slugs(names), strict=True)]
 
 
 def folder(run: dict[str, Any]) -> Path:

@@ -2,9 +2,9 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from scipy.special import stdtr
 from tabulate import tabulate
@@ -173,21 +173,45 @@ def _compare_kinds(runs: list[dict[str, Any]]) -> Iterator[Comparison]:
 
 def _compare_distilled(runs: list[dict[str, Any]]) -> Iterator[Comparison]:
     """Compare DHO and DHO-F with the methods before them in the table, on the same student and as many labels."""
-    groups: dict[tuple, dict[tuple[str, str], list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple, dict[Side, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         student, method = split_distilled(run["method"])
-        groups[run["dataset"], student, run.get("config_name") or "-"][method, describe_labeled(run)].append(run)
+        side = Side(method, describe_labeled(run), run.get("teacher"), bool(run.get("unlabeled")))
+        groups[run["dataset"], student, run.get("config_name") or "-"][side].append(run)
     for (dataset, student, config), found in sorted(groups.items()):
         every = [run for side in found.values() for run in side]
         labels = {"Dataset": dataset, "Method": student, "Config": config}
-        for (method, labeled), mine in found.items():
-            others = DISTILLED[: DISTILLED.index(method)] if method.startswith("DHO") else ()
+        for side, mine in found.items():
+            others = DISTILLED[: DISTILLED.index(side.method)] if side.method.startswith("DHO") else ()
+            name = side.method if side.unlabeled else f"{side.method} labeled"
             for other in others:
-                theirs = found.get((other, labeled)) or found.get((other, "-"))
-                if not theirs:
-                    continue
-                own = {"Labeled": labeled, "Difference": f"{method} - {other}", "Teacher": str(mine[0].get("teacher"))}
-                yield compare_runs(mine, theirs, {**labels, **own}, every)
+                if (theirs := _counterpart(side, other, found)) is not None:
+                    own = {"Labeled": side.labeled, "Difference": f"{name} - {other}", "Teacher": str(side.teacher)}
+                    yield compare_runs(mine, found[theirs], {**labels, **own}, every)
+
+
+class Side(NamedTuple):
+    """What runs have in common that differ in their seed alone."""
+
+    method: str
+    labeled: str
+    teacher: str | None
+    unlabeled: bool
+
+
+def _counterpart(side: Side, method: str, found: Iterable[Side]) -> Side | None:
+    """Return the side of another method with as many labels, or none, and the same teacher, if only zero-shot."""
+
+    def clip(teacher: str | None) -> str:
+        return str(teacher).rpartition(" (")[0]
+
+    fitting = [
+        other
+        for other in found
+        if other.method == method and other.labeled in (side.labeled, "-")
+        if other.teacher is None or (clip(other.teacher) == clip(side.teacher) and other.unlabeled == side.unlabeled)
+    ]
+    return max(fitting, key=lambda other: (other.labeled == side.labeled, other.teacher == side.teacher), default=None)
 
 
 def _differences(runs: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], measure: str) -> list[float]:

@@ -28,6 +28,31 @@ def result(kind, seed, val, ood=50.0, **changes):
     return {**shared, **KINDS[kind], **changes}
 
 
+def test_students_of_several_teachers_are_compared_teacher_by_teacher():
+    runs = []
+    for seed in (1, 2, 3):
+        for teacher, gain in (("RN50", 1.0), ("ViT-L", 5.0)):
+            shared = {"trainer": "Distill_DHO", "unlabeled": True, "teacher": f"{teacher} (zero-shot)"}
+            runs.append(result("base", seed, 50.0 + seed, **shared, method="r18 CE + KD (logit)"))
+            runs.append(result("base", seed, 50.0 + seed + gain, **shared, method="r18 DHO"))
+            few = shared | {"teacher": f"{teacher} (few-shot)"}
+            runs.append(result("base", seed, 50.0 + seed + 2 * gain, **few, method="r18 DHO-F"))
+            runs.append(result("base", seed, 60.0, **shared | {"unlabeled": False}, method="r18 DHO"))
+    alone = {"trainer": "Distill_CE", "unlabeled": False, "teacher": None, "method": "r18 CE"}
+    runs += [result("base", seed, 40.0 + seed, **alone) for seed in (1, 2, 3)]
+    found = {(c.labels["Teacher"], c.labels["Difference"]): c.measures["Val"].mean for c in compare(runs)}
+    for teacher, gain in (("RN50", 1.0), ("ViT-L", 5.0)):
+        zero, few = f"{teacher} (zero-shot)", f"{teacher} (few-shot)"
+        assert found.pop((zero, "DHO - CE + KD (logit)")) == pytest.approx(gain)
+        assert found.pop((zero, "DHO - CE")) == pytest.approx(10 + gain)
+        assert found.pop((zero, "DHO labeled - CE")) == pytest.approx(18)
+        assert found.pop((few, "DHO-F - CE")) == pytest.approx(10 + 2 * gain)
+        assert found.pop((few, "DHO-F - CE + KD (logit)")) == pytest.approx(2 * gain)
+        assert found.pop((few, "DHO-F - DHO")) == pytest.approx(gain)
+        assert found.pop((zero, "DHO unlabeled - DHO labeled")) == pytest.approx(gain - 8)
+    assert not found
+
+
 # Critical values of Student's t, two-sided, from the published tables: (degrees of freedom, p, t).
 TABLE = [(1, 0.05, 12.706), (2, 0.05, 4.303), (2, 0.01, 9.925), (4, 0.05, 2.776), (9, 0.001, 4.781), (30, 0.10, 1.697)]
 

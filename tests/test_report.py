@@ -8,7 +8,10 @@ import subprocess
 
 import pytest
 
+from dho_plugin.analysis.style import draw, slugs, to_svg
+from dho_plugin.findings import find
 from dho_plugin.report import main, write_report
+from dho_plugin.results import find_results
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
@@ -115,6 +118,36 @@ def test_links_lead_to_the_runs_files(runs, page):
     links = re.findall(r'href="([^"#]+results\.json)"', page.read_text(encoding="utf-8"))
     assert len(links) == 5
     assert all((page.parent / link).is_file() for link in links)
+
+
+def test_numbers_in_figures_are_whole(tmp_path):
+    def paint(axes):
+        axes.plot([0, 0.0035])
+        axes.set_yticks([0.00125, 0.00375])
+        axes.set_title("37.125%")
+
+    svg = to_svg(draw(paint), "one", "a figure")
+    assert "37.125%" in svg
+    assert "0.00125" in svg
+    assert not re.search(r'points="[^"]*\d\.\d{3}', svg)
+    assert not re.search(r' d="[^"]*\d\.\d{3}', svg)
+
+
+def test_names_become_ids_that_differ_and_hold_no_code():
+    names = ["фото", "тест", 'x" onload="alert(1)', "A b", "a-b", "row 2"]
+    assert slugs(names) == ["row", "row-2", "x-onload-alert-1", "a-b", "a-b-2", "row-2-2"]
+
+
+def test_one_run_without_logits_leaves_the_others(write_run, tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / f"two/seed{seed}", {"val": 60}, 7, seed=seed, validation=30)
+    shutil.rmtree(tmp_path / "two/seed1/logits")
+    (tmp_path / "two/seed2/logits/validation.safetensors").write_bytes(b"damaged")
+    page = text_of(write_report([tmp_path], tmp_path / "report.html"))
+    assert "Left out" in page
+    assert "alpha-beta surface, of seed2" in page
+    (found,) = find(find_results([tmp_path]))
+    assert found.cases()
 
 
 def test_class_names_are_escaped(page):

@@ -351,6 +351,33 @@ def test_a_disk_that_fills_up_anywhere_is_one_message(command, tmp_path, capsys,
     assert "will resume training" in (tmp_path / "run" / "log.txt").read_text()
 
 
+def test_an_evaluation_into_the_run_s_own_folder_is_refused(command, tmp_path, capsys):
+    assert main(command("CoOp", "run")) == 0
+    before = (tmp_path / "run/results.json").read_text()
+    assert main(command("CoOp", "run", flags=("--eval-only", "--model-dir", str(tmp_path / "run")))) == 2
+    assert "is the trained run itself" in capsys.readouterr().err
+    assert (tmp_path / "run/results.json").read_text() == before
+
+
+def test_an_evaluation_says_in_whole_where_its_model_lies(command, tmp_path, monkeypatch):
+    assert main(command("CoOp", "run")) == 0
+    monkeypatch.chdir(tmp_path)
+    flags = ("--eval-only", "--model-dir", "run")
+    assert main(command("CoOp", "again", "TEST.COMPUTE_CMAT", "True", flags=flags)) == 0
+    assert json.loads((tmp_path / "again/results.json").read_text())["model_dir"] == str(tmp_path / "run")
+    sizes = {path.name: len(torch.load(path)) for path in (tmp_path / "again").glob("cmat*.pt")}
+    shifted = dict.fromkeys(("imagenetv2", "imagenet_sketch"), 4) | dict.fromkeys(("imagenet_r", "imagenet_a"), 2)
+    assert sizes == {"cmat.pt": 4, **{f"cmat-{name}.pt": size for name, size in shifted.items()}}
+
+
+def test_what_a_killed_run_left_half_written_is_removed(command, tmp_path):
+    left = tmp_path / "run/prompt_learner/.model.pth.tar-3.7abc.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    assert main(command("CoOp", "run")) == 0
+    assert not left.exists()
+
+
 def test_evaluation_of_nothing_learned_is_refused(command, capsys):
     assert main(command("CoOp", "run", flags=("--eval-only",))) == 2
     assert "--model-dir" in capsys.readouterr().err

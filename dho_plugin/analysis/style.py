@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import matplotlib
@@ -78,10 +79,21 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     text = text.replace("font-family: 'DejaVu Sans'", "font-family: inherit").replace(INK, "currentColor")
     for place, colour in enumerate(PALETTE):  # lighter in the dark, where the page says so
         text = text.replace(colour.lower(), f"var(--series-{place}, {colour})")
-    text = re.sub(r"(\d+\.\d{2})\d+", r"\1", text)  # hundredths of a point
+    # Hundredths of a point, in the tags: between them stand the words and numbers that people read.
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d+\.\d{2})\d+", r"\1", tag[0]), text)
     size = re.search(r'viewBox="([^"]+)"', text)[1]
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{size}" role="img" aria-label="{_quoted(label)}"'
     return re.sub(r"\A<svg\b[^>]*", head, text).strip()
+
+
+def slugs(texts: Iterable[str]) -> list[str]:
+    """Return texts as they can stand in ids, links and file names, letters, digits and hyphens, no two alike."""
+    found: list[str] = []
+    for text in texts:
+        base = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "row"  # of another alphabet nothing is left
+        numbered = (f"{base}-{number}" for number in itertools.count(2))
+        found.append(next(one for one in itertools.chain([base], numbered) if one not in found))
+    return found
 
 
 def save_figure(figure: Figure, stem: str | Path) -> list[Path]:

@@ -85,7 +85,7 @@ def _list_folder(folder: str, known: Listed | None) -> Listed:
     """Return the stored images of a folder if it has not changed, else those that are there now."""
     try:
         before = os.stat(folder)  # before the names: what comes later shows in the time of change
-        stamp = np.array([before.st_ino, before.st_mtime_ns], dtype=np.int64)
+        stamp = np.array([before.st_ino & (2**63 - 1), before.st_mtime_ns], dtype=np.int64)  # some are of 64 bits
         if known is not None and (known.stamp == stamp).all():
             return known
         names = image_names(folder)

@@ -13,7 +13,7 @@ from dho_plugin.errors import DataError
 
 # What Pillow's decoders raise on damaged files.
 _DECODE_ERRORS = (
-    *(OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError),
+    *(OSError, SyntaxError, TypeError, ValueError, EOFError, IndexError, RuntimeError),
     *(struct.error, Image.DecompressionBombError),
 )
 JPEG_SCALES = (8, 4, 2, 1)

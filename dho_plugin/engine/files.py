@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -47,7 +48,7 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{secrets.token_hex(4)}.tmp")  # containers share pids
     try:
         with temporary.open("wb") as file:
             write(file)
@@ -59,6 +60,12 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a failing write does not know its file
         raise
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove what `atomic_write` of killed processes has left below a folder, in which nobody else writes."""
+    for left in Path(folder).rglob(".*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:

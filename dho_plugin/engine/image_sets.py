@@ -135,13 +135,15 @@ class ViewDataset(_ImageTable):
 
     def _decode(self, position: int, view: int) -> tuple[View, Image.Image, int]:
         index = int(self.items.numbers[position, 2])
-        if (kept := self.kept.get(position)) is not None:
-            return self.views.draw(index, view, *kept.size), kept, 1
-        file = self.file(position)
-        where = self.views.draw(index, view, *file.size)
-        image, scale = file.decode(possible_reduction(where.width, where.height, self.size, self.jpeg_gap))
+        kept = self.kept.get(position)
+        file = self.file(position) if kept is None else None
+        where = self.views.draw(index, view, *(file or kept).size)
+        reduction = possible_reduction(where.width, where.height, self.size, self.jpeg_gap)
+        if kept is not None and reduction < 2:  # a larger view is decoded smaller, whatever was seen before
+            return where, kept, 1
+        image, scale = (file or self.file(position)).decode(reduction)
         cost = 3 * image.width * image.height
-        if scale == 1 and cost <= self.room:
+        if scale == 1 and cost <= self.room and kept is None:
             self.kept[position], self.room = image, self.room - cost
         return where, image, scale
 

@@ -14,7 +14,7 @@ from typing import TextIO
 
 import torch
 
-from dho_plugin.engine.files import lock_file
+from dho_plugin.engine.files import lock_file, remove_leftovers
 from dho_plugin.engine.processes import rank
 from dho_plugin.errors import ConfigError, InUseError
 
@@ -88,6 +88,7 @@ def locked(output_dir: str | Path) -> Iterator[None]:
     except ConfigError as error:
         raise ConfigError(f"OUTPUT_DIR {str(output_dir)!r}: {error}") from error
     with lock:
+        remove_leftovers(output_dir)
         yield
 
 

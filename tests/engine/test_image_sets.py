@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -305,6 +306,18 @@ def test_a_batch_has_the_rows_of_its_images(items, keep_mb):
             assert row.keys() == alone.keys()
             for name, value in row.items():
                 assert torch.equal(value, alone[name]) if isinstance(value, torch.Tensor) else value == alone[name]
+
+
+def test_what_stays_decoded_changes_no_pixel_of_any_view(photo):
+    """A small view is decoded in full and kept; a large one is decoded smaller all the same."""
+    pre = replace(STUDENT, size=96)
+    fresh, keeping = (ViewDataset(photo, pre, views=VIEWS, jpeg_gap=3.0, keep_mb=mb) for mb in (0, 100))
+    scales = {fresh._decode(0, view)[2] for view in range(40)}
+    assert 1 in scales
+    assert len(scales) > 1
+    for view in [*range(40), *range(40)]:
+        assert torch.equal(fresh[0, view]["img"], keeping[0, view]["img"]), view
+    assert keeping.kept
 
 
 def test_so_many_images_stay_decoded_as_there_is_room_for(items):
