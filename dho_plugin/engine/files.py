@@ -63,8 +63,8 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Remove what `atomic_write` of killed processes has left below a folder, in which nobody else writes."""
-    for left in Path(folder).rglob(".*.tmp"):
+    """Remove what `atomic_write` of killed processes has left in a folder and those in it, where nobody else writes."""
+    for left in (*Path(folder).glob(".*.tmp"), *Path(folder).glob("*/.*.tmp")):  # deeper lie the folders of other runs
         left.unlink(missing_ok=True)
 
 
