@@ -159,7 +159,13 @@ class HeadEvaluation:
 
     def test_shifted(self) -> None:
         """Score the model on the data sets of TEST.SHIFTED and the data set's own further test sets."""
+        keys = [info.key for info in self.classes]
         for dataset in [*self.shifted_sets(), *self.dataset.extra_tests]:
+            try:
+                columns(keys, [info.key for info in dataset.classes])
+            except DataError as error:  # what the training ended with is not lost for it
+                print(f"{dataset.test_name} is left out: {error}")
+                continue
             self.metrics[dataset.test_name] = self.evaluate(dataset)
             print(result_lines(self.metrics[dataset.test_name], dataset.test_name))
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dho_plugin.errors import DataError
 from dho_plugin.train import build_parser, main, setup_cfg
 
 SETS = {"val", "imagenetv2", "imagenet_sketch", "imagenet_r", "imagenet_a"}
@@ -154,6 +155,21 @@ def test_nothing_is_chosen_on_test_data(command, tmp_path, capsys):
     assert main(command("CoOp_DHO", "run", "TEST.FINAL_MODEL", "best_val")) == 2
     assert "no validation split and nothing is chosen on test data" in capsys.readouterr().err
     assert main(command("CoOp_DHO", "run2", "TRAINER.DHO.SEARCH", "True")) == 2
+
+
+def test_a_shifted_set_of_other_classes_is_left_out_and_named(command, tmp_path, monkeypatch):
+    import dho_plugin.evaluation as module
+
+    def refuse(own, asked):
+        if len(asked) == 2:  # ImageNet-A and -R
+            raise DataError("it has other classes")
+        return columns(own, asked)
+
+    columns = module.columns
+    monkeypatch.setattr(module, "columns", refuse)
+    assert main(command("CoOp", "run")) == 0
+    assert set(results(tmp_path / "run")["metrics"]) == SETS - {"imagenet_a", "imagenet_r"}
+    assert "imagenet_a is left out: it has other classes" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_a_shifted_set_that_is_not_there_is_left_out_and_named(command, tmp_path):

@@ -85,6 +85,11 @@ def check_dho(cfg) -> None:
             "TRAINER.DHO.SEARCH is not supported for a host's own trainer: many hosts validate on test images. Set "
             "TRAINER.DHO.ALPHA and BETA at the evaluation instead"
         )
+    if dho.PROBE_GRADIENTS:
+        raise ConfigError(
+            f"TRAINER.DHO.PROBE_GRADIENTS is {dho.PROBE_GRADIENTS}: a host's own trainer takes its step itself, and "
+            "nothing of it is recorded; leave it 0"
+        )
     if ignored := _not_read(cfg):
         raise ConfigError(
             f"{', '.join(ignored)}: only our own trainers read that, a host's with DHO does not; leave it out"

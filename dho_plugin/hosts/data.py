@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ def all_training_images(cfg, dataset: Any, held_out: Sequence[Any] | None = None
 
 
 def class_keys(items: Sequence[Any], names: Sequence[str]) -> list[str]:
-    """Return a key for each class: its folder, where every class has one of its own (a wnid), else its name.
+    """Return a key for each class: the wnid or number that its folder is called, else its name, as our data sets do.
+
+    Where names do not tell the classes apart, any folder that a class has to itself is its key.
 
     Args:
         items: Dassl's images of all classes, with impath and label.
@@ -65,7 +68,9 @@ def class_keys(items: Sequence[Any], names: Sequence[str]) -> list[str]:
     for item in items:
         folders.setdefault(item.label, set()).add(Path(item.impath).parent.name)
     single = [next(iter(found)) for _, found in sorted(folders.items()) if len(found) == 1]
-    if len(single) == len(set(single)) == len(names):
+    if len(single) == len(set(single)) == len(names) and (
+        len(set(names)) < len(names) or all(re.fullmatch(r"n\d{8}|\d+", folder) for folder in single)
+    ):
         return single
     if len(set(names)) == len(names):
         return list(names)
@@ -142,17 +147,22 @@ def show_teacher(cfg, loader: DataLoader, preprocess: Preprocess) -> str:
     return TEACHER_KEY
 
 
-def unlabeled_stream(cfg, images: Sequence[Any], loader: DataLoader) -> Iterator[dict]:
+def unlabeled_stream(
+    cfg, images: Sequence[Any], loader: DataLoader, start_epoch: Callable[[], int] = lambda: 0
+) -> Iterator[dict]:
     """Yield batches drawn from the labeled and the unlabeled images together, for ever.
 
     Args:
         cfg: the host's config: DATALOADER.TRAIN_U, or TRAIN_X where it is SAME_AS_X.
         images: all training images.
         loader: the host's `train_loader_x`, whose transform and workers are used.
+        start_epoch: gives the epoch that a run goes on from, when the first batch is drawn: a resumed run does not
+            begin the same pass once more.
     """
     node, wrapper = cfg.DATALOADER, loader.dataset
     size = node.TRAIN_X.BATCH_SIZE if node.TRAIN_U.SAME_AS_X else node.TRAIN_U.BATCH_SIZE
-    generator = torch.Generator().manual_seed(max(cfg.SEED, 0))  # its own, so that the labeled batches stay the host's
+    seed = max(cfg.SEED, 0) + 100_003 * start_epoch()
+    generator = torch.Generator().manual_seed(seed)  # its own, so that the labeled batches stay the host's
     batches = DataLoader(
         type(wrapper)(cfg, images, transform=wrapper.transform, is_train=True),
         batch_size=min(size, len(images)),

@@ -66,7 +66,10 @@ class HostDataset(DatasetBase):
         host_cfg = host_cfg.clone()
         host_cfg.defrost()
         host_cfg.DATASET.NAME = name
-        data = dassl("dassl.data.datasets").build_dataset(host_cfg)
+        try:
+            data = dassl("dassl.data.datasets").build_dataset(host_cfg)
+        except OSError as error:  # hosts open what is not there
+            raise DataError(f"{name}: {error}") from error
         classes = _classes(data, Path(host_cfg.DATASET.ROOT))
         test, tested = data.test, {item.impath for item in data.test}
         val = [item for item in data.val or [] if item.impath not in tested]
@@ -127,12 +130,14 @@ class InHost:
         super().__init__(own)
 
     def before_train(self) -> None:
-        """Check that the output folder is new or of this run, then prepare training.
+        """Check that the output folder is new or of this run and all test sets have known names, then prepare training.
 
         Raises:
-            ConfigError: it holds a run of another configuration.
+            ConfigError: it holds a run of another configuration, or a name is unknown.
         """
         check_output(self.cfg)
+        for name in self.cfg.TEST.SHIFTED:
+            DATASET_REGISTRY.get(name)
         super().before_train()
 
     def load_model(self, directory: str | Path, epoch: int | None = None, *, train_state: bool = False) -> dict:

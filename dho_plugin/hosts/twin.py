@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,7 +86,7 @@ class HostDHO:
         self._teacher_key = show_teacher(self.cfg, self.train_loader_x, loaded.preprocess)
         if self.cfg.TRAINER.DHO.UNLABELED:
             images = all_training_images(self.cfg, self.dm.dataset)
-            self._images = unlabeled_stream(self.cfg, images, self.train_loader_x)
+            self._images = unlabeled_stream(self.cfg, images, self.train_loader_x, lambda: self.start_epoch)
         super().before_train()
 
     def placebo(self) -> LoadedCLIP | SimpleNamespace:
@@ -159,8 +159,8 @@ class HostDHO:
         """Resume host and head together.
 
         Raises:
-            CheckpointError: one of them is missing, where Dassl would train from scratch without a word; or the head is
-                one of other classes.
+            CheckpointError: one of them is missing, where Dassl would train from scratch without a word, or of another
+                epoch, as a run that is killed between the two leaves them; or the head is one of other classes.
         """
         names = self.get_model_names()
         missing = [name for name in names if not os.path.exists(os.path.join(directory, name))]
@@ -170,6 +170,7 @@ class HostDHO:
                 f"{directory} holds {', '.join(found)}, but not {', '.join(missing)}: it is no complete run of "
                 f"{type(self).__name__}. Restore it, or choose another --output-dir to start over"
             )
+        _check_epochs([Path(directory) / name / "checkpoint" for name in names])
         epoch = super().resume_model_if_exist(directory)
         if epoch:
             check_classes(self.kd_head.get_extra_state()["classes"], self.classes, directory)
@@ -184,6 +185,16 @@ class HostDHO:
         super().load_model(directory, epoch)
         if directory and self.cfg.TRAINER.DHO.ALPHA < 1:
             self.kd_head.choose([info.key for info in self.classes])
+
+
+def _check_epochs(pointers: Sequence[Path]) -> None:
+    """Raise CheckpointError where Dassl's files that name the last checkpoint name different ones."""
+    named = {str(path): path.read_text().split("\n")[0] for path in pointers if path.is_file()}
+    if len(set(named.values())) > 1:
+        raise CheckpointError(
+            f"the last checkpoints are of different epochs: {named}. The run was killed while it saved; write the "
+            "older name into the first line of each of these files"
+        )
 
 
 def dhoify(trainer: type) -> type:

@@ -91,6 +91,9 @@ def test_the_unlabeled_batches_go_over_all_images(host_trainer):
     assert len(set(passes[0])) == 24
     assert sorted(passes[0]) == sorted(passes[1])
     assert passes[0] != passes[1]
+    images = all_training_images(trainer.cfg, trainer.dm.dataset)
+    resumed = unlabeled_stream(trainer.cfg, images, trainer.train_loader_x, lambda: 2)
+    assert [path for _ in range(4) for path in next(resumed)["impath"]] != passes[0]  # other images come first
 
 
 @pytest.mark.parametrize(
@@ -98,6 +101,9 @@ def test_the_unlabeled_batches_go_over_all_images(host_trainer):
     [
         (items(("r/n2/x", 0), ("r/n2/y", 0), ("r/n1/x", 1)), ["a", "a"], ["n2", "n1"]),
         (items(("r/all/x", 0), ("r/all/y", 1)), ["cat", "dog"], ["cat", "dog"]),
+        (items(("r/n00000002/x", 0), ("r/n00000001/y", 1)), ["cat", "dog"], ["n00000002", "n00000001"]),  # ImageNet
+        (items(("r/0/x", 0), ("r/1/y", 1)), ["cat", "dog"], ["0", "1"]),  # ImageNet-V2
+        (items(("r/SeaLake/x", 0), ("r/Forest/y", 1)), ["Sea or Lake", "Forest"], ["Sea or Lake", "Forest"]),  # EuroSAT
         (items(("r/n2/x", 0), ("r/n3/y", 0), ("r/n1/x", 1)), ["cat", "dog"], ["cat", "dog"]),
     ],
 )

@@ -83,6 +83,12 @@ def test_the_twin_learns_nothing_from_test_images(host_run):
         host_run("Frozen_DHO", "run", "DATASET.NAME", "ImageNetR")
 
 
+def test_an_unknown_shifted_set_is_named_before_anything_is_trained(host_run, tmp_path):
+    with pytest.raises(ConfigError, match="ImageNetv2"):
+        host_run("CoOp", "run", "TEST.SHIFTED", "('ImageNetv2',)")
+    assert not list((tmp_path / "run").glob("*/model.pth.tar*"))
+
+
 def test_another_configuration_in_the_folder_is_refused(host_run):
     host_run("LinearProbe_DHO", "run", *OPTIONS, "TEST.NO_TEST", "True")
     with pytest.raises(ConfigError, match="belongs to another configuration"):

@@ -58,6 +58,14 @@ def test_a_resume_without_one_of_the_parts_is_refused(host_run, tmp_path, lost):
         host_run("Frozen_DHO", "run")
 
 
+def test_a_resume_with_parts_of_different_epochs_is_refused(host_run, tmp_path):
+    host_run("Frozen_DHO", "run", "TEST.NO_TEST", "True")
+    (tmp_path / "run/kd_head/checkpoint").write_text("model.pth.tar-1\n")
+    (tmp_path / "run/prompt_learner/checkpoint").write_text("model.pth.tar-2\n")
+    with pytest.raises(CheckpointError, match=r"different epochs: .*tar-1.*write the older name"):
+        host_run("Frozen_DHO", "run")
+
+
 def test_a_resume_with_other_classes_is_refused(host_run, tmp_path, monkeypatch):
     host_run("Frozen_DHO", "run", "TEST.NO_TEST", "True")
     monkeypatch.setattr("dho_plugin.hosts.twin.class_keys", lambda items, names: ["a", "b", "c", "d"])
@@ -187,6 +195,7 @@ def test_what_is_no_trainer_of_dassls(small_host):
         ("ETA", "0.0", r"TRAINER\.DHO\.ETA is 0\.0"),
         ("KD_HEAD", "square", r"TRAINER\.DHO\.KD_HEAD is 'square'"),
         ("SEARCH", "True", r"TRAINER\.DHO\.SEARCH is not supported"),
+        ("PROBE_GRADIENTS", "5", r"TRAINER\.DHO\.PROBE_GRADIENTS is 5"),
         ("ROUTE", "C", r"TRAINER\.DHO\.ROUTE is 'C'"),
         ("TEACHER.MODE", "cached", r"TRAINER\.DHO\.TEACHER\.MODE cached"),
         ("TEACHER.MODE", "fill", r"TRAINER\.DHO\.TEACHER\.MODE fill: a host's views are drawn anew"),
