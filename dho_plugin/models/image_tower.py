@@ -51,9 +51,10 @@ def checkpoint_images(clip: LoadedCLIP, on: bool = True) -> None:
     """Keep only each layer's input for the backward through an image encoder; the rest is computed once more.
 
     Raises:
-        ConfigError: it has BatchNorm, whose running statistics would take in every batch twice.
+        ConfigError: it learns and has BatchNorm, whose running statistics would take in every batch twice.
     """
-    if on and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in clip.visual.modules()):
+    norms = (module for module in clip.visual.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    if on and any(norm.training for norm in norms):
         raise ConfigError(
             f"MODEL.IMAGE_CHECKPOINTING: {clip.name} has BatchNorm, whose running statistics would take in every batch "
             "twice; use TRAIN.ACCUMULATION for less memory"
