@@ -8,7 +8,7 @@ from functools import partial
 
 from dho_plugin.paper import SETS, merged, paper_row
 from dho_plugin.results import DISTILLED
-from dho_plugin.rows import Row, Score, labeled_order, method_order, zero_shot_order
+from dho_plugin.rows import Row, Score, in_shots, labeled_order, method_order, zero_shot_order
 
 SHOTS = (1, 2, 4, 8, 16)
 ZERO_SHOT = {"RN50": "RN50 (zero-shot)", "H": "ViT-H-14-378-quickgelu (zero-shot)", "L": "ViT-L/14@336px (zero-shot)"}
@@ -91,7 +91,7 @@ def figure_5_means() -> list[Row]:
     """Return the paper's means of DHO over the ten sets, with ResNet-18, behind ours of the same student."""
     found = []
     for shots, value in zip(SHOTS, FIGURE_5_MEAN, strict=True):
-        labels = (FIGURE_5, _shots(shots), ZERO_SHOT["RN50"], "yes")
+        labels = (FIGURE_5, in_shots(shots), ZERO_SHOT["RN50"], "yes")
         order = (*method_order(MEAN.format(10), "Distill", FIGURE_5, labeled_order(shots), 2), 1, "", "")
         row = paper_row(*labels, (None,) * len(SETS), order)
         found.append(
@@ -140,7 +140,7 @@ def _table_1() -> list[Row]:
             values = methods.get(method, ())
             teacher = "-" if method == "CE" else FEW_SHOT if method == "DHO-F" else ZERO_SHOT["RN50"]
             for shots, value in zip(SHOTS if len(values) > 1 else (None,), values, strict=bool(values)):
-                labeled = "-" if shots is None else _shots(shots)
+                labeled = "-" if shots is None else in_shots(shots)
                 order = _order(f"{student} {method}", labeled_order(shots), method == "CE")
                 unlabeled = "-" if method == "CE" else "yes"
                 found.append(paper_row(f"{student} {method}", labeled, teacher, unlabeled, _padded((value,)), order))
@@ -153,7 +153,7 @@ def _few_shot_teachers() -> list[Row]:
         method = f"Tip-Adapter-F {name}"
         for shots, value in zip(SHOTS, values, strict=True):
             order = (*method_order("imagenet", "TipAdapterF", method, labeled_order(shots), 0), 1, "", "")
-            found.append(paper_row(method, _shots(shots), "-", "-", _padded((value,)), order))
+            found.append(paper_row(method, in_shots(shots), "-", "-", _padded((value,)), order))
     return found
 
 
@@ -179,10 +179,6 @@ def _table_12(table_4: bool) -> list[Row]:
 
 def _order(method: str, labeled: tuple[float, int], base: bool) -> tuple:
     return (*method_order("imagenet", "Distill", method, labeled, 0 if base else 2), 1, "", "")
-
-
-def _shots(number: int) -> str:
-    return f"{number} shot{'s' * (number != 1)}"
 
 
 def _padded(values: Sequence[float]) -> tuple[float | None, ...]:

@@ -111,7 +111,12 @@ def describe_labeled(result: dict[str, Any]) -> str:
         return f"{percent:g}%"
     if shots is None:
         return "-"
-    return f"{shots} shot{'s' * (shots != 1)}" if shots > 0 else "all"
+    return in_shots(shots) if shots > 0 else "all"
+
+
+def in_shots(number: int) -> str:
+    """Return a number of shots in words, `1 shot`, `16 shots`."""
+    return f"{number} shot{'s' * (number != 1)}"
 
 
 def shown_columns(labels: Sequence[dict[str, str]], always: Sequence[str], when_needed: Sequence[str]) -> list[str]:

@@ -50,12 +50,10 @@ check_name() {
   local close
   [[ -n $BY_NAME && " $CHECKED " != *" $BY_NAME "* ]] || return 0
   close=$("$PYTHON" -c 'import sys
-from difflib import get_close_matches
-from timm import list_models
-from dho_plugin.models.backbones import is_backbone
+from dho_plugin.models.backbones import close_names, is_backbone
 name, *ours = sys.argv[1:]
 if not is_backbone(name):
-    print(*get_close_matches(name, [*ours, *list_models()], 5) or ["(none)"])' "$BY_NAME" $(students))
+    print(*close_names(name, ours) or ["(none)"])' "$BY_NAME" $(students))
   [ -z "$close" ] || die "STUDENT is '$BY_NAME', which is neither one of $(students) nor timm's name of a model; close to it are: $close"
   CHECKED+=" $BY_NAME"
 }

@@ -1,6 +1,7 @@
 """Image encoders without a text tower, which learn as compact students: timm's by name, from scratch, hub or file."""
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +86,16 @@ def is_backbone(name: str, tag: str = "") -> bool:
     return name not in HOST_NAMES and not tag and timm.is_model(name.partition(".")[0])
 
 
+def close_names(name: str, more: Iterable[str] = ()) -> list[str]:
+    """Return up to five names of models that are like one, those of `more` among them."""
+    known = [*more, *MINI_BACKBONES, *PUBLISHED, *timm.list_models(), *_clips()]
+    return difflib.get_close_matches(name, dict.fromkeys(known), 5)
+
+
+def _clips() -> list[str]:
+    return [*HOST_NAMES, *MINI_MODELS, *open_clip.list_models()]
+
+
 def require_known(name: str, key: str) -> None:
     """Raise ConfigError unless timm, a hub, open_clip or a host has a model of this name, or it is one of ours.
 
@@ -92,10 +103,9 @@ def require_known(name: str, key: str) -> None:
         name: of an image encoder or a CLIP.
         key: config prefix that the message names, such as MODEL.BACKBONE.
     """
-    clips = [*HOST_NAMES, *MINI_MODELS, *open_clip.list_models()]
-    if name in clips or is_backbone(name):
+    if name in _clips() or is_backbone(name):
         return
-    close = difflib.get_close_matches(name, [*MINI_BACKBONES, *PUBLISHED, *timm.list_models(), *clips], 5)
+    close = close_names(name)
     near = f"; close to it are: {', '.join(close)}" if close else ""
     raise ConfigError(f"{key}.NAME: neither timm nor open_clip has a model {name!r}{near}")
 
