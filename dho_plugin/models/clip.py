@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import open_clip
@@ -172,7 +172,7 @@ def _from_hub(source: Source) -> nn.Module:
 def _tokenizer(model: nn.Module, source: Source) -> Callable[..., Tensor]:
     sizes = open_clip.get_model_tokenize_cfg(model)
     try:
-        tokenizer = open_clip.get_tokenizer(source.arch, context_length=sizes.get("context_length"))
+        tokenizer = _named_tokenizer(source.arch, sizes.get("context_length"))
     except Exception as error:  # as above: some tokenizers are files on the hub
         raise ConfigError(
             f"{source.key}.NAME: the tokenizer of {source.arch} is not available ({first_line(error)}); it needs the "
@@ -183,6 +183,11 @@ def _tokenizer(model: nn.Module, source: Source) -> Callable[..., Tensor]:
             f"{source.key}: the weights embed {sizes['vocab_size']} tokens, CLIP's tokenizer has {tokenizer.vocab_size}"
         )
     return tokenizer
+
+
+@cache  # reading its merges takes half a second, and a teacher and its student have the same
+def _named_tokenizer(arch: str, context_length: int | None) -> Callable[..., Tensor]:
+    return open_clip.get_tokenizer(arch, context_length=context_length)
 
 
 def _preprocess(model: nn.Module) -> Preprocess:

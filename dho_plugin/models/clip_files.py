@@ -14,6 +14,7 @@ import torch
 from open_clip.convert import convert_state_dict
 from open_clip.model import build_model_from_openai_state_dict, convert_to_custom_text_state_dict
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dho_plugin.errors import CheckpointError, ConfigError
 from dho_plugin.models.names import HOST_NAMES, Source
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 OPENAI_MARKERS = ("input_resolution", "context_length", "vocab_size")
 OPENAI_KEYS = ("text_projection", "positional_embedding", "token_embedding.weight", "ln_final.weight", "logit_scale")
+_DRAWS = (Tensor.normal_, Tensor.uniform_)
 _READ_ERRORS = (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError, safetensors.SafetensorError)
 _BUILD_ERRORS = (RuntimeError, KeyError, AssertionError, ZeroDivisionError)
 
@@ -77,7 +79,8 @@ def build_openai(state: dict[str, Tensor], path: Path, source: Source) -> nn.Mod
         )
     _check_architecture(state, path, source)
     try:
-        model = build_model_from_openai_state_dict(dict(state), cast_dtype=None).float()
+        with _NoRandomWeights():
+            model = build_model_from_openai_state_dict(dict(state), cast_dtype=None).float()
         model.load_state_dict(state)  # again: the builder rounds every weight to fp16
     except _BUILD_ERRORS as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[:4])
@@ -93,7 +96,7 @@ def build_named(state: dict[str, Tensor], path: Path, source: Source, quick_gelu
         CheckpointError: keys or shapes differ; the first few are named.
     """
     try:
-        with _no_random_weights_warning():
+        with _no_random_weights_warning(), _NoRandomWeights():
             model = open_clip.create_model(source.arch, force_quick_gelu=quick_gelu, pretrained_text=False)
     except Exception as error:  # a tower of another library: a missing package or, for its configuration, the hub
         raise ConfigError(f"{source.key}.NAME: cannot build {source.arch} ({first_line(error)})") from error
@@ -181,6 +184,16 @@ def differences(state: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
     missing = [f"{k} is missing" for k in expected if k not in state]
     found = shapes + missing + [f"{k} is unknown" for k in state if k not in expected]
     return "; ".join(found[:4]) + (f"; and {len(found) - 4} more" if len(found) > 4 else "")
+
+
+class _NoRandomWeights(TorchFunctionMode):
+    """Leave new weights as they are in memory, as a file's take their place: drawing them is most of the building."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in _DRAWS or getattr(function, "__module__", "") == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 @contextmanager
