@@ -50,7 +50,9 @@ class ExportError(DHOError):
 
 
 class TrainingError(DHOError):
-    """Training cannot go on: the loss is no longer finite."""
+    """Training cannot go on: the loss is no longer finite. Scripts that try many settings go on with the next."""
+
+    exit_code = 4
 
 
 def run_command(command: Callable[[], None]) -> int:
@@ -60,8 +62,9 @@ def run_command(command: Callable[[], None]) -> int:
         command: does the work, and raises a DHOError where it cannot.
 
     Returns:
-        0; the error's `exit_code`: 3 where another process is at this very run, else 2; 2 also where the disk refuses
-        (full, read-only, not permitted); 130 after Ctrl-C; 141 where nobody reads its output any more.
+        0; the error's `exit_code`: 3 where another process is at this very run, 4 where the loss is no longer finite,
+        else 2; 2 also where the disk refuses (full, read-only, not permitted); 130 after Ctrl-C; 141 where nobody
+        reads its output any more.
     """
     try:
         command()

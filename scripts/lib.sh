@@ -20,6 +20,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # they stay as they are, and so do the options of runs that have them. A weights file that is not there is named here, before any run.
 settle_paths() {
   local name path
+  if [[ ${PYTHON:-} = */* && $PYTHON != /* ]]; then PYTHON=$CALLED_FROM/$PYTHON; fi
   for name in DATA OUTPUT STUDENT_CKPT TEACHER_CKPT; do
     path=${!name:-}
     path=${path/#"~/"/"$HOME/"} # in quotes the shell leaves it
@@ -63,11 +64,11 @@ setup_python() {
 make_venv() {
   local extras=$1
   shift
-  if [ ! -x .venv/bin/python ]; then
+  if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then # not there, or somebody interrupted its making
     command -v "$PYTHON" >/dev/null || die "no $PYTHON found: install Python 3.10 or newer"
     "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || die "$("$PYTHON" --version) is too old: 3.10 or newer"
     echo "Creating .venv ..."
-    "$PYTHON" -m venv .venv || die "cannot create .venv: on Debian and Ubuntu, install python3-venv"
+    "$PYTHON" -m venv --clear .venv || die "cannot create .venv: on Debian and Ubuntu, install python3-venv"
   fi
   PYTHON=$PWD/.venv/bin/python
   if has "$@"; then return; fi
@@ -170,6 +171,8 @@ config_of() {
 # Python and, where they are asked for and not there yet, the embedded benchmark's images. Sets TRAIN, the command of a run.
 set_up() {
   [[ $PROCESSES =~ ^[1-9][0-9]*$ ]] || die "PROCESSES is '$PROCESSES'; it is the number of processes of one run"
+  [[ $JOBS =~ ^([1-9][0-9]*)?$ ]] || die "JOBS is '$JOBS'; it is the number of runs side by side"
+  [[ ${GPUS:-} != *,* ]] || die "GPUS is '$GPUS'; its devices stand with spaces between, as \"0 1\": every run gets one"
   [ "$PROCESSES" = 1 ] || [ ${#DEVICES[@]} -eq 0 ] || die "GPUS gives every run one device, PROCESSES several: set one of them"
   setup_python ""
   TRAIN=("$PYTHON")
@@ -282,10 +285,15 @@ train_adapters() {
 # few_shot_teachers: a Tip-Adapter-F of each seed on the method's own teacher; TEACHER_PAIRS make it the teacher (DHO-F), with the
 # paper's alpha for few-shot teachers.
 few_shot_teachers() {
+  local seed dir
   set_adapter_config vit_l14_336
   set_image_pairs
   train_adapters TipAdapterF "${IMAGE_PAIRS[@]}"
   finish_jobs
+  for seed in $SEEDS; do
+    dir=$OUTPUT/$DATASET/TipAdapterF/${CONFIG}_$LABELED/seed$seed
+    [ -f "$dir/results.json" ] || die "the few-shot teacher $dir is another process's: start again when it is finished"
+  done
   TEACHER_PAIRS=(TRAINER.DHO.TEACHER.TYPE few_shot TRAINER.DHO.ALPHA 0.2)
   TEACHER_PAIRS+=(TRAINER.DHO.TEACHER.ADAPTER "$OUTPUT/$DATASET/TipAdapterF/${CONFIG}_$LABELED/seed{seed}")
   echo "few-shot teacher (DHO-F): ${TEACHER_PAIRS[*]}"
@@ -350,29 +358,26 @@ side_by_side() {
 STARTED=0 TOTAL= # runs so far, and of the whole script
 PIDS=() LABELS=() # of the runs in progress, by slot
 LEFT=() # runs that another process was at
+TRIES=no
 
 # background LABEL COMMAND...: run a command, at most JOBS at a time; the first one that fails ends the script. LABEL is the run's
 # folder. Slot k has the device DEVICES[k], counted round.
 background() {
-  local label=$1 slot=0 code=0
+  local label=$1 slot=0 shown=(in_short "$1")
   shift
   STARTED=$((STARTED + 1))
   collect
-  if [ "${JOBS:-1}" -le 1 ]; then
-    on_device 0 "$@" || code=$?
-    note_end "$label" $code
-    return
-  fi
-  while [ ${#PIDS[@]} -ge "$JOBS" ]; do
+  while [ ${#PIDS[@]} -ge "${JOBS:-1}" ]; do
     sleep 0.2
     collect
   done
   while [ -n "${PIDS[slot]:-}" ]; do slot=$((slot + 1)); done
-  echo "$label: started${TOTAL:+ ($STARTED of $TOTAL)}"
+  if [ "${JOBS:-1}" = 1 ]; then shown=(); else echo "$label: started${TOTAL:+ ($STARTED of $TOTAL)}"; fi
   set -m # a process group for every run, so that stop_runs reaches all of it
-  in_short "$label" on_device "$slot" "$@" &
+  "${shown[@]}" on_device "$slot" "$@" &
   set +m
   PIDS[slot]=$! LABELS[slot]=$label
+  [ ${#shown[@]} -gt 0 ] || finish_jobs
 }
 
 # on_device SLOT COMMAND...: run a command on the slot's device, where GPUS names devices.
@@ -399,8 +404,14 @@ collect() {
   done
 }
 
-# note_end LABEL CODE: a run that another process is at (exit code 3) is left to it; any other failure ends the script.
+# note_end LABEL CODE: a run that another process is at (exit code 3, of which torchrun makes a 1) is left to it; one whose loss was
+# no longer finite (4) ends the script but where TRIES=yes says that it is one of many; any other failure ends the script.
 note_end() {
+  if [ "$2" = 1 ] && in_use "$1"; then set -- "$1" 3; fi
+  if [ "$2$TRIES" = 4yes ]; then
+    echo "$1: its loss was no longer finite: a try without a result"
+    return
+  fi
   case $2 in
     0) ;;
     3)
@@ -412,6 +423,11 @@ note_end() {
       die "$1 failed (exit code $2), see above; finished runs are kept, and the same command goes on where it stopped"
       ;;
   esac
+}
+
+# in_use LABEL: whether a process is at a run.
+in_use() {
+  [ -f "$1/.lock" ] && command -v flock >/dev/null && ! flock --nonblock "$1/.lock" true
 }
 
 # Nothing goes on behind a script that has ended, failed or was interrupted.
@@ -428,7 +444,8 @@ in_short() {
   local label=$1
   shift
   PYTHONUNBUFFERED=1 "$@" 2> >(cat >&2) |
-    { grep --line-buffered -E '^epoch |accuracy: |is complete|will resume|left out' || true; } | sed -u "s|^|$label: |"
+    { grep --line-buffered -E '^epoch |accuracy: |is complete|will resume|left out' || true; } |
+    while IFS= read -r line; do printf '%s: %s\n' "$label" "$line"; done
 }
 
 # Wait for everything that `background` started.

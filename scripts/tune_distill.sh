@@ -4,7 +4,8 @@
 #   bash scripts/tune_distill.sh mini 4 mini-resnet
 #   METHODS="DHO CEKD" RATES="3e-4 1e-3" LAMBDAS="0.1 0.5" bash scripts/tune_distill.sh dtd 16 resnet18
 # Every rate is tried with the first of LAMBDAS, then the best rate with the others; methods without lambda try FURTHER_RATES in
-# their place, so all have as many tries. VAL_SHOTS training images a class are kept aside for it. The runs lie in OUTPUT/tuning.
+# their place, so all have as many tries. VAL_SHOTS (32) images a class, of the validation split or else of the training images, are kept
+# aside for it. The runs lie in OUTPUT/tuning.
 source "$(dirname "${BASH_SOURCE[0]}")/distill_lib.sh"
 
 USAGE="usage: bash scripts/tune_distill.sh DATASET SHOTS|PERCENT% STUDENT [KEY VALUE ...]"
@@ -41,7 +42,8 @@ suffix() {
   echo "_lr$1${2:+_lambda$2}"
 }
 
-# reached METHOD RATE [LAMBDA]: the accuracy of a finished try on the held-out labels, as the last words of its log say.
+# reached METHOD RATE [LAMBDA]: the accuracy of a finished try on the held-out labels, as the last words of its log say; nothing where
+# its loss was no longer finite.
 reached() {
   local log
   log=$OUTPUT/$DATASET/Distill_$1/${SETTING}_$LABELED$VARIANT$(suffix "$2" "${3:-}")/seed$SEEDS/log.txt
@@ -51,18 +53,25 @@ reached() {
 # best_rate METHOD: the rate with the highest accuracy at the first lambda.
 best_rate() {
   local rate
-  for rate in $RATES; do echo "$(reached "$1" "$rate" "$first") $rate"; done | LC_ALL=C sort -rn | sed -n '1s/.* //p'
+  for rate in $RATES; do echo "$(reached "$1" "$rate" "$first" | grep . || echo -1) $rate"; done | LC_ALL=C sort -rn | sed -n '1s/.* //p'
+}
+
+# finish_tries: wait for all; what another process is at is not there to be compared.
+finish_tries() {
+  finish_jobs
+  [ ${#LEFT[@]} -eq 0 ] || die "another process is at ${LEFT[*]}: start again when it has finished"
 }
 
 set_up
 check_name
+TRIES=yes
 TOTAL=$(($(wc -w <<<"$methods") * ($(wc -w <<<"$RATES") + ${#others[@]})))
 for method in $methods; do
   for rate in $RATES; do
     if with_lambda "$method"; then try "$method" "$rate" "$first"; else try "$method" "$rate"; fi
   done
 done
-finish_jobs
+finish_tries
 declare -A BEST
 for method in $methods; do
   if with_lambda "$method"; then
@@ -72,7 +81,7 @@ for method in $methods; do
     for rate in $FURTHER_RATES; do try "$method" "$rate"; done
   fi
 done
-finish_jobs
+finish_tries
 
 echo "accuracy on ${VAL_SHOTS:-32} held-out images a class, in percent:"
 for method in $methods; do

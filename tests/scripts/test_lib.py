@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dho_plugin.engine.logger import locked
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -15,6 +17,46 @@ def command_line(process: Path) -> str:
         return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:  # it has ended
         return ""
+
+
+def test_a_run_by_itself_ends_with_its_script_too(run, tmp_path):
+    mark = f"301.{os.getpid()}"
+    (tmp_path / "ask.sh").write_text(f"source {ROOT}/scripts/lib.sh; JOBS=1; background one sleep {mark}; echo end")
+    done = run("-c", f"bash {tmp_path}/ask.sh & sleep 1; kill $!; wait $!", timeout=60)
+    assert done.returncode == 143
+    assert "end" not in done.stdout
+    assert not [line for line in map(command_line, Path("/proc").glob("[0-9]*")) if line.startswith(f"sleep {mark}")]
+
+
+def test_a_loss_that_is_not_finite_ends_a_script_but_not_one_of_many_tries(run):
+    ask = "source scripts/lib.sh; %s background one sh -c 'exit 4'; background two echo second; finish_jobs; echo end"
+    done = run("-c", ask % "TRIES=yes;")
+    assert done.returncode == 0, done.stderr
+    assert "one: its loss was no longer finite: a try without a result" in done.stdout
+    assert done.stdout.endswith("second\nend\n")
+    assert run("-c", ask % "").returncode == 2
+
+
+def test_a_failing_run_whose_folder_somebody_has_locked_is_left_to_them(run, tmp_path):
+    """torchrun makes a 1 of the code that says so."""
+    ask = f"source scripts/lib.sh; background {tmp_path} sh -c 'exit 1'; echo left to ${{LEFT[*]}}"
+    with locked(tmp_path):
+        done = run("-c", ask)
+    assert done.stdout.endswith(f"left to {tmp_path}\n"), done.stderr
+    assert run("-c", ask).returncode == 2
+
+
+def test_a_folder_s_name_may_have_any_sign(run, tmp_path):
+    label = f"{tmp_path}/a|b & c"
+    ask = f"source scripts/lib.sh; JOBS=2; background '{label}' echo 'epoch [1/1]'; finish_jobs"
+    done = run("-c", ask)
+    assert f"{label}: epoch [1/1]\n" in done.stdout, done.stderr
+
+
+def test_a_relative_python_is_the_callers(run, tmp_path):
+    ask = f"cd {tmp_path}; source {ROOT}/scripts/lib.sh; echo $PYTHON"
+    assert run("-c", ask, PYTHON="./venv/bin/python").stdout.strip() == f"{tmp_path}/./venv/bin/python"
+    assert run("-c", ask, PYTHON="python3").stdout.strip() == "python3"
 
 
 @pytest.mark.parametrize("end", ["exit 0", "false", "kill -TERM $$; sleep 1", "kill ${PIDS[0]}; sleep 1; exit 0"])
@@ -69,7 +111,8 @@ INSTALLER = """#!/usr/bin/env bash
 here=$(dirname "${BASH_SOURCE[0]}")
 case "$*" in
   *find_spec*) [ -f "$here/installed" ] ;;
-  "-m venv .venv") sleep 0.3; mkdir -p .venv/bin; cp "${BASH_SOURCE[0]}" .venv/bin/python; echo venv >>calls ;;
+  "-m venv --clear .venv") sleep 0.3; mkdir -p .venv/bin; cp "${BASH_SOURCE[0]}" .venv/bin/python; echo venv >>calls ;;
+  "-m pip --version") ;;
   "-m pip "*) sleep 0.3; touch "$here/installed"; echo pip >>calls ;;
 esac
 """

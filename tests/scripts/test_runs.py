@@ -313,7 +313,13 @@ def test_processes_of_one_run_are_started_together_run_after_run(pretend):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"PROCESSES": "many"}, "PROCESSES is 'many'"), ({"PROCESSES": "2", "GPUS": "0 1"}, "set one of them")],
+    [
+        ({"PROCESSES": "many"}, "PROCESSES is 'many'"),
+        ({"PROCESSES": "2", "GPUS": "0 1"}, "set one of them"),
+        ({"JOBS": "auto"}, "JOBS is 'auto'"),
+        ({"JOBS": "0"}, "JOBS is '0'"),
+        ({"GPUS": "0,1"}, "GPUS is '0,1'; its devices stand with spaces between"),
+    ],
 )
 def test_processes_that_make_no_sense_are_refused(pretend, settings, message):
     done, calls = pretend("scripts/coop_dho.sh", "mini", "4", **settings)
