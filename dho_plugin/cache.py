@@ -119,6 +119,8 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         DHOError: anything that the user can mend.
     """
+    if args.batch_size < 1:
+        raise ConfigError(f"--batch-size {args.batch_size}: 1 or more")
     cfg = setup_cfg(args)
     check_names(cfg)
     trainer = build_trainer(cfg)

@@ -15,7 +15,8 @@ from dho_plugin.engine.files import cache_folder
 from dho_plugin.engine.fingerprint import digest, file_sizes, image_keys
 from dho_plugin.errors import NoCacheError
 
-LOOKED_AT = 256  # image files whose size is compared at the start of a run
+ALL_UP_TO = 100_000  # images: so many files are asked for their size at the start of a run, which takes seconds
+LOOKED_AT = 256  # of more images: so many files
 
 
 class Wanted(NamedTuple):
@@ -99,7 +100,8 @@ def _base() -> Path:
 
 def _changed(store: FeatureStore, rows: np.ndarray, items: ImageList) -> str:
     """Return which of some image files have another size than when the store was made; "" for none."""
-    some = np.unique(np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(np.int64))
+    count = len(rows) if len(rows) <= ALL_UP_TO else LOOKED_AT
+    some = np.unique(np.linspace(0, len(rows) - 1, count).astype(np.int64))
     found, known = file_sizes([items.path(position) for position in some.tolist()]), store.sizes[rows[some]]
     changed = np.flatnonzero(found != known).tolist()
     if not changed:

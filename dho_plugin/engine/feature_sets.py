@@ -13,6 +13,10 @@ from dho_plugin.engine.data import Datum, ImageList
 from dho_plugin.engine.decode import UnreadableImageError
 from dho_plugin.engine.feature_store import FeatureStore
 
+WHEN_STORED = (
+    "when its features were stored; of a file that is mended since, delete the store's folder and fill it again"
+)
+
 
 class StoredFeatures(NamedTuple):
     """The features of a list of images.
@@ -38,7 +42,7 @@ class StoredFeatures(NamedTuple):
         features = self.take(positions, views)
         if (lost := features[:, 0].isnan()).any():
             image = positions[lost.numpy().argmax()]
-            raise UnreadableImageError(f"image {image} of {self.store.folder} could not be read when it was filled")
+            raise UnreadableImageError(f"image {image} of {self.store.folder} could not be read {WHEN_STORED}")
         return features
 
 
@@ -75,7 +79,7 @@ class FeatureBatches:
             features, lost = self._take(positions, views)
         if lost.any() and self.unreadable != "mark":
             first = self.items.path(int(positions[lost.argmax()]))
-            raise UnreadableImageError(f"{first} could not be read when its features were stored")
+            raise UnreadableImageError(f"{first} could not be read {WHEN_STORED}")
         label, domain, index = torch.from_numpy(self.items.numbers[positions]).unbind(1)
         if lost.any():
             marked = torch.from_numpy(lost)

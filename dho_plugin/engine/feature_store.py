@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
+import torch
+from torch import UntypedStorage
 
 from dho_plugin.engine.files import atomic_write, atomic_write_text, lock_file
 from dho_plugin.errors import CacheError
@@ -212,10 +214,24 @@ class FeatureStore:
             start = number * self.shard_rows
             shard = Shard(view, start, min(start + self.shard_rows, len(self)))
             try:
-                mapped = np.load(self.path(shard), mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
+                mapped = map_array(self.path(shard))
+            except (OSError, ValueError, EOFError, RuntimeError) as error:
                 raise CacheError(f"{self.path(shard)} cannot be read: {error}") from error
             if mapped.shape != (shard.stop - shard.start, self.dim) or mapped.dtype != self.dtype:
                 raise CacheError(f"{self.path(shard)} holds {mapped.dtype} {mapped.shape}: delete it, fill it again")
-            self._maps[view, number] = mapped.view(np.ndarray)  # np.memmap makes every small read slower
+            self._maps[view, number] = mapped
         return self._maps[view, number]
+
+
+def map_array(path: Path) -> np.ndarray:
+    """Return the array in a `.npy` file, mapped and read where it is looked at, without an open file behind it.
+
+    NumPy's own maps keep their files open, and ten views of ImageNet are more files than a process may have (1024).
+
+    Raises:
+        OSError, ValueError, EOFError, RuntimeError: it is missing, or no such file.
+    """
+    header = np.load(path, mmap_mode="r", allow_pickle=False)
+    start, stop = header.offset, header.offset + header.nbytes
+    whole = UntypedStorage.from_file(str(path), False, stop)
+    return torch.tensor([], dtype=torch.uint8).set_(whole).numpy()[start:].view(header.dtype).reshape(header.shape)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dho_plugin.engine import feature_lookup
 from dho_plugin.engine.data import Datum, ImageList
 from dho_plugin.engine.feature_lookup import Wanted, stores_named
 from dho_plugin.errors import CacheError, NoCacheError
@@ -94,6 +95,16 @@ def test_files_that_have_changed_are_named(wanted, items, tmp_path):
     again = filled(wanted(), items)  # it gets a store of its own, and nothing is overwritten
     assert again.folder != store.folder
     assert wanted().find(items).store.folder == again.folder
+
+
+def test_of_many_files_a_part_is_looked_at_and_of_few_all(wanted, items, tmp_path, monkeypatch):
+    store = filled(wanted(), items)
+    (tmp_path / "3.png").write_bytes(b"another picture altogether")
+    monkeypatch.setattr(feature_lookup, "LOOKED_AT", 2)
+    with pytest.raises(NoCacheError, match=r"files: .* 1 of 9 "):
+        wanted().find(items)
+    monkeypatch.setattr(feature_lookup, "ALL_UP_TO", 8)
+    assert wanted().find(items).store.folder == store.folder  # only the first and the last one
 
 
 def test_a_damaged_one_is_an_error_not_a_miss(wanted, items):

@@ -1,8 +1,8 @@
 """The shards of a feature store: whole or not at all, and never somebody else's."""
 
-import mmap
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,7 +73,20 @@ def test_a_store_goes_to_a_worker_process_without_what_it_has_mapped(store):
 def test_reading_does_not_load_the_files(store):
     write(store, *store.shards(1))
     store.read(np.array([0]), np.array([0]))
-    assert [isinstance(m.base, np.memmap | mmap.mmap) for m in store._maps.values()] == [True]
+    mapped = Path("/proc/self/maps").read_text()
+    assert [str(store.path(shard)) in mapped for shard in store.shards(1)] == [True, False, False]
+
+
+def test_no_file_stays_open(tmp_path):
+    """Ten views of ImageNet are a thousand files, as many as a process may have open."""
+    many = FeatureStore.create(tmp_path / "many", description(), KEYS, np.arange(N), 1)
+    write(many, *many.shards(5))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for view in range(5):
+        found = many.read(np.arange(N), np.full(N, view))
+        np.testing.assert_array_equal(found, features(view))
+    assert len(many._maps) == 5 * N
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_the_room_is_known_beforehand(store):
