@@ -60,17 +60,20 @@ def find_images(words: Sequence[str]) -> ImageList:
     Raises:
         DataError: a word names nothing, or a folder without an image.
     """
-    found = ImageList.of([])
+    groups: list[list[Datum] | ImageList] = [[]]
     for word in words:
         paths = [word] if Path(word).exists() else sorted(glob.glob(word, recursive=True))
         if not paths:
             raise DataError(f"{word}: no such file or folder, and no pattern that fits one")
-        files = [Datum(path, -1) for path in paths if not Path(path).is_dir()]
+        own = [Datum(path, -1) for path in paths if not Path(path).is_dir()]
         parts = [images_below(Path(path)) for path in paths if Path(path).is_dir()]
-        if not files and not any(map(len, parts)):
+        if not own and not any(map(len, parts)):
             raise DataError(f"{word}: no image in it or below it ({', '.join(IMAGE_ENDINGS)})")
-        for part in (files, *parts):
-            found = found + part
+        if own and not isinstance(groups[-1], list):
+            groups.append([])
+        groups[-1] += own
+        groups += parts
+    found = sum(groups, ImageList.of([]))
     first = dict.fromkeys(found.paths())
     return found if len(first) == len(found) else ImageList.of([Datum(path, -1) for path in first])
 

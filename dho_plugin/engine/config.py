@@ -38,7 +38,7 @@ WITHOUT_EFFECT = (
     "DATASET.TARGET_DOMAINS", "DATASET.NUM_LABELED", "DATASET.VAL_PERCENT", "DATASET.STL10_FOLD", "DATASET.CIFAR_C_",
     "DATASET.ALL_AS_UNLABELED", "DATALOADER.K_TRANSFORMS", "DATALOADER.RETURN_IMG0", "DATALOADER.TRAIN_X.SAMPLER",
     "DATALOADER.TRAIN_U.SAMPLER", "DATALOADER.TEST.SAMPLER", "DATALOADER.TRAIN_X.N_", "DATALOADER.TRAIN_U.N_",
-    "MODEL.BACKBONE.PRETRAINED", "MODEL.HEAD.", "TEST.EVALUATOR",
+    "MODEL.BACKBONE.PRETRAINED", "MODEL.BACKBONE.SIZE", "MODEL.HEAD.", "TEST.EVALUATOR",
 )  # fmt: skip
 
 
@@ -102,20 +102,22 @@ def merge_file(cfg: CfgNode, path: str | Path) -> None:
     except (yaml.YAMLError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {str(path)!r} is not readable as YAML: {error}") from error
     _check_known(cfg, flatten(loaded), str(path))
-    _whole_numbers_to_floats(loaded, cfg)
+    _fit_types(loaded, cfg)
     try:
         cfg.merge_from_other_cfg(loaded)
     except (ValueError, AssertionError) as error:
         raise ConfigError(f"config file {str(path)!r}: {error}") from error
 
 
-def _whole_numbers_to_floats(loaded: CfgNode, cfg: CfgNode) -> None:
-    """Make 25 a 25.0 where the key holds a float: yacs itself takes neither for the other."""
+def _fit_types(loaded: CfgNode, cfg: CfgNode) -> None:
+    """Make 25 a 25.0 where the key holds a float, and keep texts: yacs reads a folder named 2024 as a number."""
     for key, value in loaded.items():
         if isinstance(value, CfgNode):
-            _whole_numbers_to_floats(value, cfg[key])
+            _fit_types(value, cfg[key])
         elif type(value) is int and isinstance(cfg[key], float):
             loaded[key] = float(value)
+        elif type(value) in (str, int) and isinstance(cfg[key], str):
+            loaded[key] = repr(str(value))
 
 
 def merge_pairs(cfg: CfgNode, pairs: Sequence[str]) -> None:
@@ -152,7 +154,7 @@ def _names(value: str) -> tuple[str, ...]:
     except (ValueError, SyntaxError):
         found = value
     if isinstance(found, tuple | list):
-        return tuple(found)
+        return tuple(map(str, found))
     if "{" in str(found):  # one template, whatever commas it has
         return (str(found),)
     return tuple(name for part in str(found).strip("()[]").split(",") if (name := part.strip().strip("'\"")))
@@ -162,7 +164,7 @@ def without_effect(cfg: CfgNode) -> list[str]:
     """Return the settings, `A.B = value`, that differ from the defaults although nothing here reads them."""
     defaults, idle = dict(flatten(get_cfg_default())), WITHOUT_EFFECT
     if cfg.TRAINER.NAME.startswith("Distill_"):
-        idle = tuple(key for key in idle if key != "MODEL.BACKBONE.PRETRAINED")
+        idle = tuple(key for key in idle if key not in ("MODEL.BACKBONE.PRETRAINED", "MODEL.BACKBONE.SIZE"))
     return [f"{k} = {v}" for k, v in flatten(cfg) if k.startswith(idle) and v != defaults[k]]
 
 

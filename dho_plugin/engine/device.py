@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 
 import torch
@@ -26,11 +27,16 @@ def build_accelerator(cfg, precision: str) -> Accelerator:
     gradient scaler; a CPU, which has no such thing, computes in fp32.
 
     Raises:
-        ConfigError: unknown precision.
+        ConfigError: unknown precision, or the GPUs that CUDA_VISIBLE_DEVICES (the scripts' `GPUS`) names are not there.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"TRAINER.*.PREC is {precision!r}; allowed: {', '.join(PRECISIONS)}")
     cpu = on_cpu(cfg)
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if cpu and cfg.USE_CUDA and named not in ("", "-1"):
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES is {named!r}, and there is no such GPU; USE_CUDA False computes on the CPU"
+        )
     mixed = {"fp32": "no", "bf16": "bf16"}.get(precision, "no" if cpu else "fp16")
     if cpu and precision in ("fp16", "amp"):
         print(f"Precision {precision} needs a GPU: computing in fp32")

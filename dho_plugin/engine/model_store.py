@@ -118,15 +118,21 @@ class ModelStore:
         """
         meta: dict = {}
         epoch = self.epoch_to_load(directory, epoch)
+        seen: dict[str, int | None] = {}
         for name in self._models:
             path = model_path(directory, name, epoch)
             checkpoint = load_checkpoint(path)
             self._load_weights(name, checkpoint.get("state_dict", {}), path)
             if train_state:
                 self._load_train_state(name, checkpoint, path)
-            shown = checkpoint.get("epoch")
+            seen[name] = shown = checkpoint.get("epoch")
             print(f'Loading weights to {name} from "{path}" (epoch = {shown})')
             meta = {**checkpoint.get("meta", {}), "epoch": shown, "val_result": checkpoint.get("val_result")}
+        if epoch is None and len(set(seen.values())) > 1:
+            raise CheckpointError(
+                f"{directory}: the best checkpoints are of different epochs ({seen}), as a run leaves them that "
+                "is killed while it saves: go on with its training, or take one epoch of all (--load-epoch)"
+            )
         return meta
 
     def load_file(self, path: str | Path) -> dict:

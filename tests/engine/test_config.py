@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from dho_plugin.engine import config
+from dho_plugin.engine.files import write_json
+from dho_plugin.engine.run_folder import run_cfg
 from dho_plugin.errors import ConfigError
 
 # In the form of CoOp's own files: tuples and 1e-5 are strings to YAML, numbers to the hosts.
@@ -106,6 +108,8 @@ def test_a_missing_file_lists_its_neighbours(cfg, tmp_path):
         ("DATASET.TEST_SETS", "('night',)"),
         ("INPUT.JPEG_GAP", "0.5"),
         ("DATALOADER.TEST.BATCH_SIZE", "0"),
+        ("DATALOADER.NUM_WORKERS", "-1"),
+        ("INPUT.VIEW_SEED", "-1"),
         ("SEED", "4294967296"),
         ("MODEL.TEXT_TOWER", "fast"),
         ("MODEL.IMAGE_TOWER", "fast"),
@@ -170,6 +174,19 @@ def test_shots_and_percent_exclude_each_other(cfg):
 def test_a_text_may_look_like_anything(cfg, value):
     config.merge_pairs(cfg, ["DATASET.PREFIX", value])
     assert value.strip("'") == cfg.DATASET.PREFIX
+
+
+@pytest.mark.parametrize("text", ["2024", "2024_05", "1e5", "None", "['x']"])
+def test_a_text_that_looks_like_something_else_comes_back_from_a_runs_folder(tmp_path, text):
+    cfg = config.get_cfg_default()
+    config.merge_pairs(cfg, ["DATASET.PREFIX", text, "DATASET.TEST_SETS", "1,2"])
+    write_json(tmp_path / "config.json", config.as_plain(cfg))
+    again = run_cfg(tmp_path)
+    assert text == again.DATASET.PREFIX
+    assert again.DATASET.TEST_SETS == ("1", "2")
+    (tmp_path / "a.yaml").write_text("DATASET: {PREFIX: 2024}")
+    config.merge_file(cfg, tmp_path / "a.yaml")
+    assert cfg.DATASET.PREFIX == "2024"
 
 
 def test_transforms_that_views_do_not_know_are_refused(cfg):

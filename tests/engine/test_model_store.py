@@ -95,6 +95,14 @@ def test_without_an_epoch_the_best_is_loaded_else_the_last_that_is_complete(tmp_
         other.load_model(tmp_path)
 
 
+def test_best_checkpoints_of_different_epochs_are_no_model(tmp_path):
+    made = store(prompt_learner=Prompt(), kd_head=nn.Linear(2, 2))
+    made.save_model(3, tmp_path, {}, best=True)
+    store(prompt_learner=Prompt()).save_model(7, tmp_path, {}, best=True)  # killed before the other one
+    with pytest.raises(CheckpointError, match=r"different epochs \(\{'prompt_learner': 7, 'kd_head': 3\}\)"):
+        made.load_model(tmp_path)
+
+
 def test_a_name_is_registered_once():
     made = store(kd_head=nn.Linear(2, 2))
     with pytest.raises(ConfigError, match="'kd_head' is registered already"):
