@@ -18,8 +18,8 @@ class SplitDataset(DatasetBase):
 
     Labeled are CoOp's NUM_SHOTS a class (drawn, or from split_fewshot/), or LABELED_PERCENT of the images (from a list
     file, or drawn), or all. The pool is all other training images. Validation images are the set's own: NUM_VAL_SHOTS a
-    class, else with shots the ones that CoOp takes, else all. A set without its own takes NUM_VAL_SHOTS of the training
-    images that are not labeled. At the end the half of the classes that SUBSAMPLE_CLASSES names is kept.
+    class (-1: all), else with shots the ones that CoOp takes, else all. A set without its own takes NUM_VAL_SHOTS of
+    the training images that are not labeled. At the end the half of the classes that SUBSAMPLE_CLASSES names is kept.
 
     Args:
         cfg: `SEED` and of `DATASET` `NUM_SHOTS`, `NUM_VAL_SHOTS`, `LABELED_PERCENT`, `SHOTS_FROM` and
@@ -86,6 +86,8 @@ def _divide(
 
 def _own_val_positions(cfg, train: ImageList, own_val: ImageList, shots: Shots | None) -> np.ndarray:
     data = cfg.DATASET
+    if data.NUM_VAL_SHOTS < 0:
+        return np.arange(len(own_val))
     if data.NUM_VAL_SHOTS > 0:
         return draw_own_val(train, own_val, data.NUM_SHOTS, data.NUM_VAL_SHOTS, cfg.SEED)
     if shots is not None and shots.val is not None:

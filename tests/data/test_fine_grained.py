@@ -8,7 +8,7 @@ from PIL import Image
 
 import dho_plugin.data.fine_grained as readers
 from dho_plugin.data import zhou
-from dho_plugin.engine.config import get_cfg_default, merge_file
+from dho_plugin.engine.config import get_cfg_default, merge_file, merge_pairs
 from dho_plugin.engine.data import DatasetBase
 from dho_plugin.engine.registry import DATASET_REGISTRY
 from dho_plugin.errors import DataError
@@ -67,6 +67,7 @@ def test_the_config_names_the_set_and_searches_alpha_and_beta_on_its_validation_
     merge_file(cfg, CONFIGS / f"{NAMES[name][0]}.yaml")
     assert name == cfg.DATASET.NAME
     assert cfg.TRAINER.DHO.SEARCH is True
+    assert cfg.DATASET.NUM_VAL_SHOTS == -1
 
 
 @pytest.mark.parametrize("prefix", ["", "below"])
@@ -96,6 +97,17 @@ def test_what_is_not_drawn_is_the_pool_and_validation_is_coops(fine_grained_tree
     assert {item.impath for item in data.val} < {str(tree.images / path) for path, _ in tree.parts["val"]}
     places = {str(tree.images / path): place for place, (path, _) in enumerate(tree.parts["train"])}
     assert {path: item.index for path, item in trained.items()} == places
+
+
+def test_all_validation_images_may_be_taken(fine_grained_tree):
+    tree = fine_grained_tree("OxfordPets", train=8, val=6)
+    cfg = get_cfg_default()
+    merge_pairs(
+        cfg, ["DATASET.NUM_SHOTS", "2", "DATASET.NUM_VAL_SHOTS", "-1", "SEED", "1", "DATASET.ROOT", str(tree.root)]
+    )
+    data = readers.OxfordPets(cfg)
+    assert [item.impath for item in data.val] == [str(tree.images / path) for path, _ in tree.parts["val"]]
+    assert len(data.train_x) == 8
 
 
 @pytest.mark.parametrize("name", NAMES)
