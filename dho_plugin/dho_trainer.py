@@ -43,6 +43,8 @@ class DHOTrainer(FeatureCaching, GradientProbing, HeadEvaluation, TrainerXU):
     dho = False  # a method's `_DHO` twin sets it
     cfg_node = "DHO"  # the method's own node below TRAINER
     kd_name = "kd_head"  # of the checkpoints of what the teacher teaches; "" where it is saved with the student
+    encoder_learns = False  # whether all of the image encoder learns, not prompts or heads alone
+    cosine_by_step = False  # whether a cosine rate changes with each step, not with each epoch as in Dassl
     predicts_with_kd = True  # whether it is a head that predictions are mixed with (Eq. 11)
     _clip: LoadedCLIP | LoadedBackbone | None = None
     _language: tuple[Sequence[ClassInfo], Tensor] | None = None  # classes, and what heads start from
@@ -85,7 +87,7 @@ class DHOTrainer(FeatureCaching, GradientProbing, HeadEvaluation, TrainerXU):
         if self._clip is None:
             self._clip = self.load_student()
             if self.cfg.MODEL.IMAGE_CHECKPOINTING:
-                checkpoint_images(self._clip)
+                checkpoint_images(self._clip, learns=self.encoder_learns)
             if self.cfg.MODEL.CHANNELS_LAST:
                 channels_last(self._clip)
             self._clip.model.to(self.device)  # before its class features: thousands of prompts are slow on a CPU
@@ -158,7 +160,8 @@ class DHOTrainer(FeatureCaching, GradientProbing, HeadEvaluation, TrainerXU):
     def register_learnable(self, name: str, module: nn.Module, optim_cfg) -> None:
         """Register a module with its optimizer and schedule."""
         optim = build_optimizer(module, optim_cfg)
-        self.register_model(name, module, optim, build_lr_scheduler(optim, optim_cfg, self.total_steps))
+        schedule = build_lr_scheduler(optim, optim_cfg, self.total_steps, by_step=self.cosine_by_step)
+        self.register_model(name, module, optim, schedule)
 
     def before_train(self) -> None:
         """Build the teacher, then prepare training.

@@ -27,6 +27,7 @@ class DistillTrainer(DHOTrainer):
     """
 
     cfg_node = "DISTILL"
+    encoder_learns, cosine_by_step = True, True
     method = ""  # the method's name in tables
 
     # Set-up -----------------------------------------------------------------------------------------------------
@@ -61,6 +62,8 @@ class DistillTrainer(DHOTrainer):
                 raise ConfigError(
                     f"MODEL.BACKBONE.PRETRAINED False: {node.NAME} is a CLIP, which comes with its weights"
                 )
+            if node.SIZE:
+                raise ConfigError(f"MODEL.BACKBONE.SIZE {node.SIZE}: {node.NAME} is a CLIP, whose weights say its size")
             return super().load_student()
         if self.cfg.MODEL.TOME_R:
             raise ConfigError(f"MODEL.TOME_R: tokens are merged in a CLIP's vision transformer, not in {node.NAME}")

@@ -233,6 +233,14 @@ def test_table_5s_switches(build, tiny_weights, ce, kd, align):
         (("TRAINER.DISTILL.CE_HEAD", "round"), "CE_HEAD is 'round'"),
         (("TRAINER.DISTILL.BINARY_T", "0"), "BINARY_T is 0"),
         (("MODEL.BACKBONE.NAME", "ViT-B/16"), "PRETRAINED False: ViT-B/16 is a CLIP"),
+        (
+            ("MODEL.BACKBONE.NAME", "ViT-B/16", "MODEL.BACKBONE.PRETRAINED", "True", "MODEL.BACKBONE.SIZE", "96"),
+            "SIZE 96: ViT-B/16 is a CLIP, whose weights say its size",
+        ),
+        (
+            ("TRAINER.DHO.TEACHER.TYPE", "run", "TRAINER.DHO.TEACHER.RUN", "x", "TRAINER.DHO.TEACHER.CLASSNAMES", "y"),
+            "CLASSNAMES: a run has its own names",
+        ),
         (("MODEL.BACKBONE.NAME", "resnet81"), r"neither timm nor open_clip has a model 'resnet81'; close.* resnet18,"),
         (("MODEL.FEATURES", "cached"), "image features change as it learns"),
     ],

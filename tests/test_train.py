@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dho_plugin.engine.checkpoint import load_checkpoint
 from dho_plugin.errors import DataError
 from dho_plugin.train import build_parser, main, setup_cfg
 
@@ -257,6 +258,25 @@ def test_checkpoints_of_other_models_are_refused(command, tmp_path, capsys):
     assert re.search("thing number 1.*whatnot", capsys.readouterr().err)
 
 
+def test_the_best_model_of_a_run_that_is_gone_on_with_elsewhere_lies_there(command, tmp_path, capsys):
+    best = ("TEST.FINAL_MODEL", "best_val", "DATASET.NUM_VAL_SHOTS", "1")
+    assert main(command("CoOp", "run", *best)) == 0
+    more = (*best, "RESUME", str(tmp_path / "run"), "OPTIM.MAX_EPOCH")
+    assert main(command("CoOp", "on", *more, "5")) == 0  # its own best is one of epochs 4 and 5
+    assert load_checkpoint(tmp_path / "on/prompt_learner/model-best.pth.tar")["epoch"] in (4, 5)
+    assert main(command("CoOp", "same", *more, "3")) == 0  # nothing is left to train
+    assert results(tmp_path / "same")["metrics"].keys() == results(tmp_path / "run")["metrics"].keys()
+
+
+def test_a_gpu_that_is_not_there_is_named(command, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    line = command("CoOp", "run")
+    assert main([*line, "USE_CUDA", "True"]) == 2
+    assert "CUDA_VISIBLE_DEVICES is '3', and there is no such GPU" in capsys.readouterr().err
+    assert main([*line, "USE_CUDA", "False", "OPTIM.MAX_EPOCH", "0"]) == 0
+
+
 def test_a_teacher_with_other_classes_is_refused(command, tmp_path, capsys):
     options = ("TRAINER.DHO.TEACHER.CLASSNAMES", str(tmp_path / "teacher.txt"))
     line = command("CoOp_DHO", "run", *options)  # makes the tree
@@ -293,7 +313,7 @@ def test_an_empty_class_folder_is_named(command, tmp_path, capsys):
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_keys_to_change(command, tmp_path, capsys):
-    assert main(command("CoOp_DHO", "run", "OPTIM.LR", "1e38", "OPTIM.WARMUP_EPOCH", "0")) == 2
+    assert main(command("CoOp_DHO", "run", "OPTIM.LR", "1e38", "OPTIM.WARMUP_EPOCH", "0")) == 4
     assert "OPTIM.LR" in capsys.readouterr().err
 
 

@@ -14,7 +14,6 @@ from dho_plugin.core.tip_adapter import mean_keys, search_cache
 from dho_plugin.dho_trainer import DHOTrainer
 from dho_plugin.engine.data import ClassInfo
 from dho_plugin.engine.fingerprint import weights_fingerprint
-from dho_plugin.engine.optim import StepSchedule, build_optimizer
 from dho_plugin.engine.registry import TRAINER_REGISTRY
 from dho_plugin.engine.rules import POSITIVE, Rule, check_rules
 from dho_plugin.models.clip import LoadedCLIP
@@ -56,6 +55,7 @@ class TipAdapter(DHOTrainer):
 
     cfg_node = "TIPADAPTER"
     title, learns = "Tip-Adapter", False
+    cosine_by_step = True
 
     def check_cfg(self, cfg) -> None:
         """Check TRAINER.TIPADAPTER.*."""
@@ -76,11 +76,10 @@ class TipAdapter(DHOTrainer):
         return TipAdapterStudent(clip, text, CacheAdapter(keys, clip.feature_dim, len(classes), *at), at)
 
     def register_learnable(self, name: str, module: nn.Module, optim_cfg) -> None:
-        """Register the cache model, its AdamW with the published epsilon, its cosine step by step as published."""
-        optim = build_optimizer(module, optim_cfg)
-        for group in optim.param_groups:
+        """Register the cache model, its AdamW with the published epsilon."""
+        super().register_learnable(name, module, optim_cfg)
+        for group in self._optims[name].param_groups:
             group["eps"] = self.cfg.TRAINER.TIPADAPTER.EPS
-        self.register_model(name, module, optim, StepSchedule(optim, optim_cfg, self.total_steps))
 
     def before_train(self) -> None:
         """Make the cache model, then prepare training; a run that goes on loads it."""

@@ -169,23 +169,29 @@ class StepSchedule(EpochSchedule):
 
 
 def build_lr_scheduler(
-    optimizer: torch.optim.Optimizer, optim_cfg: Any, total_steps: Callable[[], int] | None = None
+    optimizer: torch.optim.Optimizer,
+    optim_cfg: Any,
+    total_steps: Callable[[], int] | None = None,
+    *,
+    by_step: bool = False,
 ) -> EpochSchedule:
     """Build the schedule that `OPTIM.LR_SCHEDULER` and `OPTIM.WARMUP_*` describe.
 
     Args:
         optimizer: optimizer with its base rates set.
         optim_cfg: the `OPTIM` node of the config.
-        total_steps: gives the steps of the whole training; needed for `OPTIM.WARMUP_STEPS` above 0.
+        total_steps: gives the steps of the whole training; needed for `OPTIM.WARMUP_STEPS` above 0 and for `by_step`.
+        by_step: a cosine without a warm-up in epochs counts steps, too, as in the released code of DHO and Tip-Adapter.
 
     Returns:
-        A torch scheduler whose rates equal Dassl's epoch by epoch; with `OPTIM.WARMUP_STEPS` one with `per_step` True,
-        which counts training steps.
+        A torch scheduler whose rates equal Dassl's epoch by epoch; with `OPTIM.WARMUP_STEPS` or `by_step` one with
+        `per_step` True, which counts training steps.
 
     Raises:
         ConfigError: see `learning_rate`; or a warm-up in steps without a cosine, or beside one in epochs.
     """
-    if optim_cfg.WARMUP_STEPS <= 0:
+    by_step &= optim_cfg.LR_SCHEDULER == "cosine" and optim_cfg.WARMUP_EPOCH <= 0
+    if optim_cfg.WARMUP_STEPS <= 0 and not by_step:
         return EpochSchedule(optimizer, optim_cfg)
     if optim_cfg.LR_SCHEDULER != "cosine" or optim_cfg.WARMUP_EPOCH > 0:
         raise ConfigError(
@@ -251,8 +257,10 @@ def _plain_groups(model_or_params: Any) -> list[dict[str, Any]]:
 def _staged_groups(model: Any, optim_cfg: Any) -> list[dict[str, Any]]:
     if not isinstance(model, nn.Module):
         raise ConfigError("OPTIM.STAGED_LR is True but the optimizer was given parameters; it needs the module.")
-    new_layers = [optim_cfg.NEW_LAYERS] if isinstance(optim_cfg.NEW_LAYERS, str) else list(optim_cfg.NEW_LAYERS)
     children = [name for name, _ in model.named_children()]
+    if not children:  # a head has no layers to tell apart
+        return _plain_groups(model)
+    new_layers = [optim_cfg.NEW_LAYERS] if isinstance(optim_cfg.NEW_LAYERS, str) else list(optim_cfg.NEW_LAYERS)
     if not new_layers or not set(new_layers) <= set(children):
         raise ConfigError(
             f"OPTIM.STAGED_LR is True and OPTIM.NEW_LAYERS is {new_layers}; name at least one of: "

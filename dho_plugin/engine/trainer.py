@@ -112,6 +112,8 @@ class TrainerX(ModelStore, TrainingStreams, Stepping):
         self.dataset.require_training()
         own = self.output_dir if self.common_epoch(self.output_dir) else ""
         self.start_epoch = self.resume_model_if_exist(own or self.cfg.RESUME or self.output_dir)
+        if not own:
+            self.best_result = None  # the best model so far lies in another folder
         self.num_batches = self.steps_per_epoch()
         self.check_warmup()
         self.check_shares()
@@ -245,7 +247,7 @@ class TrainerX(ModelStore, TrainingStreams, Stepping):
         self.bar.close()
         print("Finish training")
         if not self.cfg.TEST.NO_TEST:
-            if self.cfg.TEST.FINAL_MODEL == "best_val":
+            if self.cfg.TEST.FINAL_MODEL == "best_val" and self.best_result is not None:
                 print("Deploy the model with the best val performance")
                 self.load_model(self.output_dir)
             else:

@@ -47,19 +47,25 @@ class PromptedImageTower(nn.Module):
         return feature(visual, x.unsqueeze(1) if self.class_alone else x[:, :n_tokens])
 
 
-def checkpoint_images(clip: LoadedCLIP, on: bool = True) -> None:
+def checkpoint_images(clip: LoadedCLIP, on: bool = True, *, learns: bool = False) -> None:
     """Keep only each layer's input for the backward through an image encoder; the rest is computed once more.
 
+    Args:
+        clip: holds the encoder.
+        on: whether to do so, or no longer.
+        learns: whether the encoder itself learns.
+
     Raises:
-        ConfigError: it learns and has BatchNorm, whose running statistics would take in every batch twice.
+        ConfigError: it learns and has BatchNorm there, whose running statistics would take in every batch twice.
     """
-    norms = (module for module in clip.visual.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-    if on and any(norm.training for norm in norms):
+    transformer = isinstance(clip.visual, VisionTransformer)
+    within = clip.visual.transformer if transformer else clip.visual
+    if on and learns and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in within.modules()):
         raise ConfigError(
             f"MODEL.IMAGE_CHECKPOINTING: {clip.name} has BatchNorm, whose running statistics would take in every batch "
-            "twice; use TRAIN.ACCUMULATION for less memory"
+            "twice; TRAIN.ACCUMULATION takes less memory, too, and shows BatchNorm a part of the batch at once"
         )
-    if isinstance(clip.visual, VisionTransformer):
+    if transformer:
         clip.visual.transformer.grad_checkpointing = on
     elif hasattr(clip.visual, "set_grad_checkpointing"):  # a backbone of timm
         clip.visual.set_grad_checkpointing(on)

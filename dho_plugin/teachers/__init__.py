@@ -45,6 +45,8 @@ def check_teacher(cfg) -> None:
         check_adapter_key(node.ADAPTER)
     if node.TYPE == "run":
         check_run_key(node.RUN)
+        if node.CLASSNAMES:
+            raise ConfigError("TRAINER.DHO.TEACHER.CLASSNAMES: a run has its own names of the classes; leave it empty")
 
 
 def load_teacher(cfg, student: LoadedCLIP) -> LoadedCLIP | RunEncoder:

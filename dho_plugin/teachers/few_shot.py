@@ -75,9 +75,12 @@ def build_few_shot(
 
     Raises:
         CheckpointError: the file does not fit the CLIP or the classes, or is no such file.
+        ConfigError: a file of ours was made with names of its own, and TRAINER.DHO.TEACHER.CLASSNAMES gives others.
     """
     adapter = read_adapter(path)
     _check_backbone(adapter, clip)
+    if adapter.classes and cfg.TRAINER.DHO.TEACHER.CLASSNAMES:
+        raise ConfigError(f"TRAINER.DHO.TEACHER.CLASSNAMES: {adapter.path} has its own classifier; leave it empty")
     columns = _own_columns(adapter, classes) if adapter.classes else _released_columns(adapter, len(classes), cfg)
     if not adapter.classes:
         _check_text(adapter, columns, class_features(clip, names, templates).cpu())

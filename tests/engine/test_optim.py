@@ -203,6 +203,22 @@ def step_schedule(optimizer, warmup=3, total=10):
     return scheduler
 
 
+@pytest.mark.parametrize(
+    ("changes", "by_step"),
+    [({}, True), ({"LR_SCHEDULER": "multi_step", "STEPSIZE": (2,)}, False), ({"WARMUP_EPOCH": 1}, False)],
+)
+def test_a_cosine_may_count_steps_without_a_warm_up(changes, by_step):
+    optimizer = two_groups()
+    scheduler = build_lr_scheduler(optimizer, config(**changes), lambda: 10, by_step=True)
+    assert getattr(scheduler, "per_step", False) == by_step
+    for _ in range(4 * by_step):
+        optimizer.step()
+        scheduler.step()
+    if by_step:
+        half = (1 + math.cos(math.pi * 4 / 10)) / 2
+        assert scheduler.get_last_lr() == pytest.approx([rate * half for rate in BASE_RATES], rel=1e-9)
+
+
 def test_the_schedule_of_steps_sets_every_groups_rate():
     optimizer = two_groups()
     scheduler, rates = step_schedule(optimizer), []
@@ -331,6 +347,11 @@ def test_staged_rates():
     optimizer.step()
     scheduler.step()
     assert scheduler.get_last_lr() == pytest.approx([0.0001, 0.001])
+
+
+def test_a_module_without_layers_has_no_stages():
+    (group,) = build_optimizer(nn.Linear(2, 2), config(STAGED_LR=True, NEW_LAYERS=("1",))).param_groups
+    assert (group["lr"], len(group["params"])) == (0.002, 2)
 
 
 @pytest.mark.parametrize(
