@@ -37,7 +37,7 @@ def pictured_cases(found: Findings, root: str, count: int = 3) -> Iterator[Exhib
     for number, (kind, (_, cases)) in enumerate(kinds.items()):
         if cases:
             pictures = [thumbnail(items[case.index].impath) for case in cases]
-            caption = f"Right: {kind}. Images of {found.main_set}, seed {found.runs[0].get('seed')}."
+            caption = f"Right: {kind}. Images of {found.main_set}, seed {found.first_read.get('seed')}."
             yield Exhibit(f"cases-{number + 1}", caption, case_rows(list(zip(pictures, cases, strict=True))))
 
 

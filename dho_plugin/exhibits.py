@@ -12,8 +12,19 @@ from dho_plugin.analysis import head_figures, run_figures
 from dho_plugin.analysis.curves import gain_over_second
 from dho_plugin.analysis.features import embed, read_features
 from dho_plugin.analysis.style import slugs
+from dho_plugin.errors import DHOError
 from dho_plugin.findings import Findings, folder
-from dho_plugin.results import MAIN_SCORES, SHIFTED, accuracy, score_columns
+from dho_plugin.results import (
+    MAIN_SCORES,
+    SHIFTED,
+    accuracy,
+    is_distilled,
+    is_zero_shot,
+    kind,
+    score_columns,
+    split_distilled,
+)
+from dho_plugin.rows import labeled_amount, summarize
 
 LOSSES = {"train/loss": "loss", "train/loss_ce": "L_CE", "train/loss_kd": "L_KD", "train/loss_extra": "own loss"}
 # Quantity in gradients.jsonl: its line's name, by figure.
@@ -58,12 +69,14 @@ def heads(found: Findings) -> Iterator[Exhibit]:
     sets = {
         name: {head: [s.accuracy for s in scores] for head, scores in of.items()} for name, of in found.scores.items()
     }
-    figure = head_figures.head_accuracies(sets, len(found.runs))
+    figure = head_figures.head_accuracies(sets, max(len(seeds) for of in sets.values() for seeds in of.values()))
     yield Exhibit("accuracy", "Accuracy of each head and of the mix: a point a seed, a dash their mean.", figure)
     on = f"on {found.main_set}"
     yield Exhibit("confidence", f"How certain the answers {on} are.", head_figures.confidences(found.pooled, found.n))
     figure = head_figures.reliability_diagram(found.pooled, found.n)
-    words = "15 bins of equal width; perfect is the diagonal. Beside each name: its calibration error (ECE)."
+    words = (
+        "15 bins of equal width; perfect is the diagonal. Beside each name: the calibration error (ECE) of all answers."
+    )
     yield Exhibit("reliability", f"Calibration {on}: {words}", figure)
     if found.agreement is not None:
         figure = head_figures.agreements(found.agreement, found.n)
@@ -76,7 +89,7 @@ def surface(found: Findings) -> Iterator[Exhibit]:
     """Yield the alpha-beta surface on validation images, where there are any."""
     if found.surface is not None:
         figure = head_figures.alpha_beta(found.surface, found.fixed_point)
-        seeds = f", mean of {len(found.runs)} seeds" if len(found.runs) > 1 else ""
+        seeds = ", mean of the seeds that have them" if len(found.runs) > 1 else ""
         yield Exhibit("surface", f"Accuracy over alpha and beta on validation images{seeds}.", figure)
 
 
@@ -101,12 +114,16 @@ def compared_features(findings: Sequence[Findings], classes: int = 10) -> Iterat
 
 
 def _plane_of(found: Findings, classes: int) -> tuple[Tensor, Tensor] | None:
-    kept = read_features(folder(found.runs[0]))
-    if kept is None:
+    try:
+        kept = read_features(folder(found.runs[0]))
+        if kept is None:
+            return None
+        z, labels = kept[1]
+        shown = labels < classes
+        return embed(z[shown]), labels[shown]
+    except DHOError as error:
+        found.leave_out(f"t-SNE of the features of {folder(found.runs[0]).name}: {error}")
         return None
-    z, labels = kept[1]
-    shown = labels < classes
-    return embed(z[shown]), labels[shown]
 
 
 def training(found: Findings) -> Iterator[Exhibit]:
@@ -209,16 +226,36 @@ def _by_shots(findings: Sequence[Findings], column: str) -> dict[str, list[dict[
 
 
 def _gains(findings: Sequence[Findings]) -> dict[str, float]:
-    """Return DHO's gain by data set, where there are several: its best row against the best row without it."""
+    """Return DHO's gain by data set, and by student where one has several: its best row against the best without it.
+
+    Rows of the most labels count, with a zero-shot teacher or none; CLIP itself, caches and placebos are no methods.
+    """
+    groups: dict[tuple[str, str], list[Findings]] = {}
+    for found in filter(_is_method, findings):
+        run = found.runs[0]
+        student = split_distilled(run["method"])[0] if is_distilled(run) else ""
+        groups.setdefault((found.row.labels["Dataset"], student), []).append(found)
+    datasets = [dataset for dataset, _ in groups]
     gains = {}
-    datasets = list(dict.fromkeys(found.row.labels["Dataset"] for found in findings))
-    for dataset in datasets if len(datasets) > 1 else ():
-        best: dict[str, float] = {}
-        for found in (one for one in findings if one.row.labels["Dataset"] == dataset):
-            score = next(iter(found.row.scores.values()))
-            name = "DHO" if "DHO" in found.row.labels["Method"] else found.row.labels["Method"]
-            if score is not None:
-                best[name] = max(score.mean, best.get(name, 0.0))
-        if (gain := gain_over_second(best, "DHO")) is not None:
-            gains[dataset] = gain
+    for (dataset, student), mine in groups.items() if len(set(datasets)) > 1 else ():
+        if (gain := _gain(mine)) is not None:
+            gains[f"{dataset}, {student}" if datasets.count(dataset) > 1 and student else dataset] = gain
     return gains
+
+
+def _is_method(found: Findings) -> bool:
+    run = found.runs[0]
+    cache = run["trainer"].startswith("TipAdapter") or "few-shot" in str(run.get("teacher"))
+    return not (is_zero_shot(run) or cache or kind(run) == "placebo")
+
+
+def _gain(mine: Sequence[Findings]) -> float | None:
+    taught = [one.row.labels["Labeled"] for one in mine if "DHO" in one.row.labels["Method"]]
+    most = max(taught, key=labeled_amount, default="")
+    column, best = _main_column(mine), {}
+    for found in (one for one in mine if one.row.labels["Labeled"] in (most, "-")):  # some methods look at no label
+        score = summarize(found.runs, column)
+        name = "DHO" if "DHO" in found.row.labels["Method"] else found.row.labels["Method"]
+        if score is not None:
+            best[name] = max(score.mean, best.get(name, 0.0))
+    return gain_over_second(best, "DHO")

@@ -71,7 +71,7 @@ class Findings:
             for name, path in stored_sets(folder(run)).items():
                 found[name] = outcomes(TestLogits.load(path), alpha, beta)
         except DHOError as error:
-            self._leave_out(f"what stored logits show, of {folder(run).name}: {error}")
+            self.leave_out(f"what stored logits show, of {folder(run).name}: {error}")
         return found
 
     @cached_property
@@ -119,7 +119,7 @@ class Findings:
                 try:
                     found.append(surface(TestLogits.load(path)))
                 except DHOError as error:
-                    self._leave_out(f"alpha-beta surface, of {folder(run).name}: {error}")
+                    self.leave_out(f"alpha-beta surface, of {folder(run).name}: {error}")
         if not found:
             return None
         mean = sum(one.accuracy for one in found) / len(found)
@@ -127,6 +127,11 @@ class Findings:
         first = found[0]
         point = first.best if len(found) == 1 else (first.alphas[best[0]], first.betas[best[1]])
         return first._replace(accuracy=mean, best=point, n=sum(one.n for one in found) // len(found))
+
+    @property
+    def first_read(self) -> dict[str, Any]:
+        """Return the first run whose logits can be read, of which `cases` are."""
+        return self._read[0][0]
 
     @property
     def fixed_point(self) -> tuple[float, float]:
@@ -138,7 +143,7 @@ class Findings:
         """Return, of the first seed with logits, the number of cases of each kind, and those it is most certain of."""
         if self.agreement is None:
             return {}
-        run = self._read[0][0]
+        run = self.first_read
         stored = TestLogits.load(next(iter(stored_sets(folder(run)).values())))
         found = outcomes(stored, run["alpha"], run["beta"])
         places = (stored.labels >= 0).nonzero().flatten()
@@ -193,7 +198,8 @@ class Findings:
         have = {_letters(name) for name in self.runs[0]["metrics"]}
         return [(name, "not on disk when the run was tested") for name in wanted if _letters(name) not in have]
 
-    def _leave_out(self, reason: str) -> None:
+    def leave_out(self, reason: str) -> None:
+        """Note what the runs do not allow to be shown, and why."""
         if reason not in self.left_out:
             self.left_out.append(reason)
 

@@ -37,7 +37,8 @@ def with_heads(rows: Sequence[Row]) -> list[Row]:
         found.append(row)
         for head in _heads(row):
             alone = head_runs(row.runs, head)
-            scores = {title: summarize(alone, name) for name, title in score_columns(alone).items()}
+            columns = {name: title for name, title in score_columns(alone).items() if title in row.scores}
+            scores = {title: summarize(alone, name) for name, title in columns.items()}
             labels = {**row.labels, "Method": f"{row.labels['Method']}, {head} alone"}
             found.append(replace(row, labels=labels, scores=scores, runs=()))
     return found

@@ -157,6 +157,7 @@ def _compare_kinds(runs: list[dict[str, Any]]) -> Iterator[Comparison]:
         shared = kind(run) in ("base", "placebo")  # compared with the runs of every teacher
         groups[kind(run), None if shared else run.get("teacher")].append(run)
     first = runs[0]
+    of_student = split_distilled(first["method"])[1] if is_distilled(first) else ""
     labels = {
         "Dataset": first["dataset"],
         "Method": base_method(first),
@@ -168,7 +169,8 @@ def _compare_kinds(runs: list[dict[str, Any]]) -> Iterator[Comparison]:
             a = groups.get((mine, teacher))
             b = groups.get((other, None if other in ("base", "placebo") else teacher))
             if a and b:
-                yield compare_runs(a, b, {**labels, "Difference": name, "Teacher": teacher}, runs)
+                difference = name.replace("DHO", of_student or "DHO")  # a single head is compared with itself, too
+                yield compare_runs(a, b, {**labels, "Difference": difference, "Teacher": teacher}, runs)
 
 
 def _compare_distilled(runs: list[dict[str, Any]]) -> Iterator[Comparison]:

@@ -204,8 +204,18 @@ def _find_problem(result: Any) -> str | None:
 
 
 def _tell_apart(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Name one's own data with their place where other data have the same name, and half of the classes as such."""
+    """Name one's own data with their place where other data have the same name, and half of the classes as such.
+
+    A classifier of all templates is named so where one of a single prompt has the same name.
+    """
     results = [{**result, "dataset": result["dataset"] + _half(result)} for result in results]
+    plain = {(result["dataset"], result["method"]) for result in results if result["trainer"] == "ZeroshotCLIP"}
+    results = [
+        {**result, "method": f"{result['method']} (templates)"}
+        if result["trainer"] == "ZeroshotCLIP2" and (result["dataset"], result["method"]) in plain
+        else result
+        for result in results
+    ]
     places: dict[str, set[Any]] = {}
     for result in results:
         places.setdefault(result["dataset"], set()).add(_own_place(result))
@@ -253,10 +263,14 @@ def _on_imagenet(result: dict[str, Any]) -> bool:
 
 
 def _evaluated_as(run: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Return a run as the method that an evaluation took it for: of a DHO run, CoOp takes the prompts alone."""
+    """Return a run as the method that an evaluation took it for: of a DHO run, CoOp takes the prompts alone.
+
+    They are not CoOp's own, so they have a name and rows of their own.
+    """
     if run["trainer"] == evaluation["trainer"]:
         return run
-    return {**run, **{key: evaluation.get(key) for key in ("trainer", "method", "teacher", "unlabeled")}}
+    method = f"{evaluation['method']} (what {run['method']} learned)"
+    return {**run, "trainer": evaluation["trainer"], "method": method}
 
 
 def _named_by_data(result: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:

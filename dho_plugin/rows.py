@@ -1,6 +1,7 @@
 """The rows of the table: runs grouped over their seeds, in the order of the paper's Table 13."""
 
 import json
+import math
 import re
 import statistics
 from collections import defaultdict
@@ -112,6 +113,12 @@ def describe_labeled(result: dict[str, Any]) -> str:
     if shots is None:
         return "-"
     return in_shots(shots) if shots > 0 else "all"
+
+
+def labeled_amount(words: str) -> tuple[bool, float]:
+    """Return what sorts the words of the column Labeled: `1 shot`, `16 shots`, `all`, `1%`, `10%`."""
+    number = re.match(r"[\d.]+", words)
+    return words.endswith("%"), float(number[0]) if number else math.inf
 
 
 def in_shots(number: int) -> str:

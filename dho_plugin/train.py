@@ -46,7 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", help="directory of the checkpoint from which training resumes")
     parser.add_argument("--eval-only", action="store_true", help="evaluation only")
     parser.add_argument("--model-dir", default="", help="directory of the model to evaluate, or a released DHO file")
-    parser.add_argument("--load-epoch", type=int, help="epoch of the model to evaluate; default: the best one")
+    parser.add_argument(
+        "--load-epoch", type=int, help="epoch of the model to evaluate; default: the best one, else the last"
+    )
     parser.add_argument("--no-train", action="store_true", help="build everything, train nothing")
     add_config_flags(parser)
     return parser

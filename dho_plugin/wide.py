@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +9,7 @@ from typing import Any, TypeVar
 
 from dho_plugin.paired import Comparison, Paired
 from dho_plugin.results import MAIN_SCORES
-from dho_plugin.rows import Row, shown_columns
+from dho_plugin.rows import Row, labeled_amount, shown_columns
 
 NO_LABEL = "-"  # in the column Labeled: what such a row shows holds for every number of labels
 Labeled = TypeVar("Labeled", Row, Comparison)
@@ -58,15 +56,10 @@ def _alike(rows: Sequence[Labeled]) -> Iterable[list[Labeled]]:
 
 def _columns(rows: Sequence[Labeled], found: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Return the columns in their order: what was measured, and the number of labels."""
-    amounts = sorted({row.labels["Labeled"] for row in rows} - {NO_LABEL}, key=_amount) or [NO_LABEL]
-    titles = [title for title in MAIN_SCORES.values() if any(known.get(title) is not None for known in found)]
+    amounts = sorted({row.labels["Labeled"] for row in rows} - {NO_LABEL}, key=labeled_amount) or [NO_LABEL]
+    shown = dict.fromkeys(title for known in found for title, value in known.items() if value is not None)
+    titles = [title for title in MAIN_SCORES.values() if title in shown] or list(shown)
     return [(title, amount) for title in titles for amount in amounts]
-
-
-def _amount(labeled: str) -> tuple[bool, float]:
-    """Return what sorts `1 shot`, `16 shots`, `all`, `1%`, `10%`."""
-    number = re.match(r"[\d.]+", labeled)
-    return labeled.endswith("%"), float(number[0]) if number else math.inf
 
 
 def _joined(columns: Sequence[tuple[str, str]], found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dho_plugin.analyze import main
 from dho_plugin.case_images import run_data, thumbnail
 from dho_plugin.engine.evaluator import TestLogits
 from dho_plugin.errors import DataError
+from dho_plugin.exhibits import _gains, features
 from dho_plugin.findings import find
 from dho_plugin.results import find_results
 from dho_plugin.run_features import compute_features
@@ -69,6 +70,43 @@ def test_curves_over_shots_and_gains_over_data_sets(write_run, tmp_path, capsys)
     written = capsys.readouterr().out
     for name in ("shots-one.pdf", "shots-two.png", "gains.pdf", "losses.png", "cost-seconds.pdf"):
         assert name in written
+
+
+def test_gains_are_over_methods_at_the_most_labels(tmp_path):
+    def write(dataset, trainer, method, accuracy, shots=16, teacher="RN50 (zero-shot)", sets=("test",)):
+        folder = tmp_path / f"{dataset}{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        facts = {
+            "trainer": trainer,
+            "method": method,
+            "dataset": dataset,
+            "shots": shots,
+            "teacher": teacher,
+            "seed": 1,
+        }
+        metrics = {name: {"accuracy": accuracy} for name in sets}
+        (folder / "results.json").write_text(json.dumps({**facts, "config_name": "c", "metrics": metrics}))
+
+    for dataset, sets in (("dtd", ("test",)), ("imagenet", ("val",))):
+        write(dataset, "Distill_DHO", "resnet18 DHO", 60.0, sets=sets)
+        write(dataset, "Distill_CEKD", "resnet18 CE + KD (logit)", 57.0, sets=sets)
+        write(dataset, "Distill_KD", "resnet18 KD (logit)", 50.0, None, sets=sets)
+        write(dataset, "Distill_CEKD", "resnet18 CE + KD (logit)", 90.0, 1, sets=sets)  # fewer labels
+        write(dataset, "ZeroshotCLIP", "CLIP zero-shot RN50", 70.0, None, None, sets=sets)
+        write(dataset, "TipAdapterF", "Tip-Adapter-F RN50", 71.0, 16, None, sets=sets)
+        write(dataset, "Distill_DHO", "resnet18 DHO-F", 72.0, 16, "RN50 (few-shot)", sets=sets)
+    assert _gains(find(find_results([tmp_path]))) == {"dtd": 3.0, "imagenet": 3.0}
+    write("dtd", "Distill_DHO", "mobilenetv2 DHO", 40.0)
+    write("dtd", "Distill_CE", "mobilenetv2 CE", 35.0, teacher=None)
+    found = _gains(find(find_results([tmp_path])))
+    assert found == {"dtd, resnet18": 3.0, "dtd, mobilenetv2": 5.0, "imagenet": 3.0}
+
+
+def test_features_of_too_few_images_leave_the_other_figures(run, capsys):
+    store_features(run, *[(torch.randn(4, 3), torch.tensor([0, 1, 0, 1])) for _ in range(2)])
+    (found,) = find(find_results([run]))
+    assert list(features(found)) == []
+    assert any("t-SNE" in reason for reason in found.left_out)
 
 
 def test_cases_are_text(run, tmp_path):

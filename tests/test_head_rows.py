@@ -2,10 +2,12 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 
 from dho_plugin.head_rows import compare_heads, with_heads
+from dho_plugin.paired import compare
 from dho_plugin.results import find_results
 from dho_plugin.rows import build_rows
 from dho_plugin.tables import main
@@ -56,6 +58,25 @@ def test_both_heads_are_compared_with_each_seed_by_seed(rows):
     ]
     difference = found["resnet18", "DHO - its h_KD"]
     assert (difference.low, difference.high, difference.n) == (1.0, 5.0, 2)
+
+
+def test_heads_have_the_columns_of_their_row(tmp_path):
+    write(tmp_path, "resnet18 DHO", (50.0, 40.0, 49.0), metrics={
+        name: {"accuracy": 50.0, "ce_head_accuracy": 40.0, "kd_head_accuracy": 49.0} for name in ("val", "imagenetv2")
+    })  # fmt: skip
+    (row,) = build_rows(find_results([tmp_path]))
+    row = replace(row, scores={title: score for title, score in row.scores.items() if title != "Val"})
+    assert all("Val" not in one.scores and one.scores["V2"] is not None for one in with_heads([row]))
+
+
+def test_a_single_head_is_compared_under_its_own_name(tmp_path):
+    for seed in (1, 2):
+        for unlabeled, score in ((True, 60.0), (False, 50.0 + seed)):
+            folder = tmp_path / str(unlabeled)
+            write(folder, "resnet18 CE + KD (logit)", (score,), seed, "Distill_CEKD", unlabeled=unlabeled)
+    found = compare(find_results([tmp_path]))
+    assert "CE + KD (logit) unlabeled - CE + KD (logit) labeled" in [row.labels["Difference"] for row in found]
+    assert not any("DHO" in row.labels["Difference"] for row in found)
 
 
 def test_a_run_without_the_heads_figures_keeps_its_one_row(tmp_path):

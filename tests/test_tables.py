@@ -280,13 +280,46 @@ def test_an_evaluation_on_other_classes_or_of_a_part_of_the_model_stands_by_itse
     write(tmp_path / "eval/new", [None, 30, None, None, None], config=new, **BASE, **model)
     assert main([str(tmp_path / "eval"), "--evaluations", "--format", "csv"]) == 0
     printed = capsys.readouterr()
-    prompts, whole = csv.DictReader(printed.out.splitlines())
+    whole, prompts = csv.DictReader(printed.out.splitlines())
     assert (whole["Method"], whole["V2"], whole["imagenetv2 (new classes)"]) == ("CoOp + DHO", "50.0", "")
-    assert (prompts["Method"], prompts["V2"], prompts["imagenetv2 (new classes)"]) == ("CoOp", "", "30.0")
+    learned = "CoOp (what CoOp + DHO learned)"  # else it would stand in the row of CoOp itself
+    assert (prompts["Method"], prompts["V2"], prompts["imagenetv2 (new classes)"]) == (learned, "", "30.0")
     assert "twice" not in printed.err
     write(tmp_path / "eval/other", [None, 31, None, None, None], config=new, **BASE, **model)
     assert main([str(tmp_path / "eval"), "--evaluations"]) == 0
     assert "imagenetv2 (new classes) of" in capsys.readouterr().err
+
+
+def test_prompts_of_a_dho_run_never_join_coops_own(tmp_path, capsys):
+    for seed in (1, 2, 3):
+        for folder, words, accuracy in (("dho", {}, 80), ("coop", BASE, 70)):
+            run = tmp_path / f"runs/{folder}{seed}"
+            write(run, [60] * 5, seed=seed, **words)
+            scores = [None, accuracy + seed, None, None, None]
+            write(tmp_path / f"eval/{folder}{seed}", scores, seed=seed, **BASE, model_dir=str(run))
+    assert main([str(tmp_path / "eval"), "--evaluations", "--format", "csv"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert {(row["Method"], row["V2"], row["Seeds"]) for row in rows} == {
+        ("CoOp", "72.0", "3"),
+        ("CoOp (what CoOp + DHO learned)", "82.0", "3"),
+    }
+    assert main([str(tmp_path / "eval"), "--evaluations", "--heads", "--wide", "--format", "csv"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert sorted(row["V2, 16 shots"] for row in rows) == ["72.0", "82.0"]  # without Val or OOD, what there is
+
+
+def test_two_zero_shot_classifiers_of_a_clip_have_two_names(tmp_path, capsys):
+    zero_shot(tmp_path / "one", "ViT-B/16", [60] * 5)
+    result = json.loads((tmp_path / "one/results.json").read_text())
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two/results.json").write_text(json.dumps(result | {"trainer": "ZeroshotCLIP2"}))
+    assert main([str(tmp_path), "--format", "csv"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    names = ["CLIP zero-shot ViT-B/16", "CLIP zero-shot ViT-B/16 (templates)"]
+    assert sorted(row["Method"] for row in rows) == names
+    assert main([str(tmp_path / "two"), "--format", "csv"]) == 0
+    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert row["Method"] == names[0]
 
 
 def columns_of(folder, *words, capsys):
