@@ -109,10 +109,10 @@ def epoch(args: argparse.Namespace, root: Path, teacher: str, student: str) -> d
     """Return the seconds of an epoch, and the share of them that waited for data."""
     modes = ("TRAINER.DHO.TEACHER.MODE", teacher, "MODEL.FEATURES", student)
     trainer = start(config(args, root, *modes))
-    steps = args.steps if student == "online" else 1000  # many batches are read at once
-    waited, begun = 0.0, 0.0
-    for step in range(steps + 2):
-        if step == 2:  # the first two warm up
+    steps = max(args.steps, 4 * args.workers) if student == "online" else 1000  # many batches are read at once
+    waited, begun, ahead = 0.0, 0.0, 2 * args.workers + 2
+    for step in range(steps + ahead):
+        if step == ahead:  # before: two that warm up, and what the loader's processes have ready
             waited, begun = 0.0, synchronize(trainer.device)
         before = time.perf_counter()
         batches = [next(stream) for stream in trainer.streams]

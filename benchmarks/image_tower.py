@@ -8,7 +8,6 @@ torch.compile (MODEL.COMPILE). The ways take turns.
 import argparse
 import copy
 import json
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from statistics import median
 
 import open_clip
 import torch
+from common import CLOCKS, synchronize
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -60,11 +60,11 @@ def flops(model: nn.Module, path: ImagePath, images: Tensor) -> float:
 
 def seconds(way: Callable[[Tensor], Tensor], images: Tensor) -> float:
     """Return the time of a batch: CPU time of one thread, or a GPU's."""
-    clock = time.process_time if images.device.type == "cpu" else time.perf_counter
+    clock = CLOCKS[images.device.type]
+    synchronize(images.device)
     before = clock()
     way(images)
-    if images.device.type != "cpu":
-        torch.accelerator.synchronize()
+    synchronize(images.device)
     return clock() - before
 
 

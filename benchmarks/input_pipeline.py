@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", default="vit_b16_ep20", help="of the trainer")
     parser.add_argument("--precision", default="amp", help="fp32, amp or bf16; a CPU computes fp16 and amp in fp32")
     parser.add_argument("--batch", type=int, help="labeled images a step, and as many unlabeled; default: 8 or 32")
-    parser.add_argument("--steps", type=int, help="steps of a measured epoch; default: 12 or 60")
+    parser.add_argument("--steps", type=int, help="measured steps of an epoch; default: 12 or 60")
     parser.add_argument("--classes", type=int, help="classes of four images; default: 50 or 1000")
     parser.add_argument("--workers", type=int, nargs="+", help="numbers of processes; default: 0 1 2, or 0 4 12")
     parser.add_argument("--beside", type=int, help="processes beside training steps; default: 1 on a CPU, 12 on a GPU")
@@ -103,29 +103,35 @@ def plain_stream(trainer, items: ImageList, steps: int, *, teacher: bool) -> Ite
     batch, workers = trainer.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, trainer.cfg.DATALOADER.NUM_WORKERS
     dataset, pin = PlainImages(items, models), trainer.device.type == "cuda"
     while True:
-        drawn = torch.randint(len(dataset), (steps * batch,)).tolist()
+        drawn = torch.randint(len(dataset), ((queued(trainer) + steps) * batch,)).tolist()
         loader = DataLoader(dataset, batch, sampler=drawn, num_workers=workers, pin_memory=pin)
         yield from map(trainer.to_device, loader)
 
 
+def queued(trainer) -> int:
+    """Return how many steps the clock leaves out: what processes have ready before they are asked, and one more."""
+    return 2 * trainer.cfg.DATALOADER.NUM_WORKERS + 1
+
+
 def epoch(streams: list[Iterator[dict]], trainer, steps: int, *, learn: bool) -> dict[str, float]:
-    """Return an epoch's seconds after its first batch, those of that batch, and those that waited for the others.
+    """Return the seconds of so many steps once no batch is left from before, those of the first batch, and the waits.
 
     With `learn`, steps are taken. Without, and without processes of the loader, seconds are CPU time.
     """
     alone = not learn and trainer.cfg.DATALOADER.NUM_WORKERS == 0
     clock, waits = time.process_time if alone else time.perf_counter, []
-    for number in range(steps):
+    ahead = queued(trainer)
+    for number in range(ahead + steps):
         before = clock()
         given = [next(stream) for stream in streams]
         waits.append(clock() - before)
         if learn:
             trainer.forward_backward(*given)
-        if number == 0:
+        if number + 1 == ahead:
             synchronize(trainer.device)
             begun = clock()
     synchronize(trainer.device)
-    return {"seconds": clock() - begun, "first": waits[0], "waited": sum(waits[1:])}
+    return {"seconds": clock() - begun, "first": waits[0], "waited": sum(waits[ahead:])}
 
 
 def best(streams: dict[str, list], trainers: dict[str, object], args: argparse.Namespace, *, learn: bool) -> dict:
@@ -162,7 +168,7 @@ def loader_rows(args: argparse.Namespace, root: Path) -> list[dict]:
             plain = both_streams(trainer, args.steps, teacher=mode == "online")
             streams = {"plain": plain, "ours": trainer.streams}
             found = best(streams, dict.fromkeys(streams, trainer), args, learn=False)
-            images = 2 * args.batch * (args.steps - 1)
+            images = 2 * args.batch * args.steps
             rates = {name: images / own["seconds"] for name, own in found.items()}
             firsts = {f"{name}_first_batch_s": own["first"] for name, own in found.items()}
             rows.append(
@@ -179,7 +185,7 @@ def wait_rows(args: argparse.Namespace, root: Path) -> list[dict]:
     streams |= {name: trainer.streams for name, trainer in trainers.items()}
     rows = []
     for name, own in best(streams, {"plain": plain, **trainers}, args, learn=True).items():
-        step = own["seconds"] / (args.steps - 1)
+        step = own["seconds"] / args.steps
         rows.append({"step": name, "workers": args.beside, "step_s": step, "data_wait": own["waited"] / own["seconds"]})
     return rows
 

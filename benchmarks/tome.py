@@ -5,7 +5,7 @@ Random weights, noise for images: what is measured is the cost. The paper's Tabl
 
 import argparse
 import json
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from common import ENCODERS, base_parser, build_clip, flops, seconds
@@ -45,7 +45,7 @@ def rows(args: argparse.Namespace) -> list[dict]:
     return [
         {
             "way": name,
-            "tokens in the last layer": start - r * (encoder.layers - 1),
+            "tokens in the last layer": reduce(lambda n, _: n - min(r, (n - 1) // 2), range(encoder.layers - 1), start),
             "10^9 multiply-adds": counts[name] / 2e9,
             "of plain, %": 100 * (counts[name] / counts["plain"] - 1),
             "images/s": args.batch / times[name],
