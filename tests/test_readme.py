@@ -81,7 +81,7 @@ def test_the_evaluation_in_the_page_on_own_data_is_a_command_line():
 
 def test_the_words_that_fill_a_cache_are_a_command_line():
     text = page("CACHE")
-    words = text[text.index("python -m dho_plugin.cache --views") :].split("\nbash")[0].replace("\\\n", " ")
+    words = text[text.index("python -m dho_plugin.cache --views") :].split("\nOUTPUT")[0].replace("\\\n", " ")
     args = cache.build_parser().parse_args(shlex.split(words)[3:])
     cfg = setup_cfg(args)
     assert (args.views, cfg.TRAINER.NAME, cfg.DATASET.NAME) == (10, "LinearProbe_DHO", "ImageNet")
