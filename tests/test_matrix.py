@@ -172,7 +172,7 @@ def test_all_images_go_through_a_compact_student_in_one_batch(start, trainer):
 
 @pytest.mark.parametrize("trainer", sorted(LEARNS.keys() - DISTILL.keys()))
 def test_images_go_through_the_image_tower_once_a_step(start, monkeypatch, trainer):
-    built, batches = start(trainer)
+    built, batches = start(trainer, "MODEL.FEATURES", "online")  # other tests store those of the same images
     calls = {"prompted": [], "frozen": []}
     visual, forward, frozen = built.clip().model.visual, PromptedImageTower.forward, CLIPStudent.frozen_features
     blocks = []
