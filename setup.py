@@ -43,7 +43,7 @@ setup(
     ],
     extras_require={
         "export": ["onnx", "onnxscript", "onnxruntime"],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff==0.17.*"],
+        "test": ["pytest", "pytest-xdist>=3.7", "hypothesis", "ruff==0.17.*"],
     },
     entry_points={
         "console_scripts": [

@@ -7,7 +7,7 @@ setup_python "[test,export]" pytest xdist hypothesis ruff onnx onnxscript onnxru
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 if [ $# -eq 0 ]; then
-  set -- --numprocesses 2 --dist loadfile
+  set -- --numprocesses 2 --dist loadfile --no-loadscope-reorder # tests/conftest.py says which files come first
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # of each
 fi
 "$PYTHON" -m pytest "$@"

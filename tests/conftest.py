@@ -20,6 +20,18 @@ from dho_plugin.train import build_parser, build_trainer, check_names, main, set
 
 torch.set_num_threads(1)
 
+# Files that take half a minute or more. Two processes share the files; begun last, one would leave the other idle.
+LONG = (
+    "tests/data/test_mini_pretrain", "tests/models/test_text_paths", "tests/scripts/", "tests/test_analyze",
+    "tests/test_cach", "tests/test_export", "tests/test_filling", "tests/test_matrix", "tests/test_mini_world",
+    "tests/test_several_processes", "tests/test_train",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the long files."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory):
