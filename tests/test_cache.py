@@ -79,6 +79,7 @@ def test_what_is_stored(words, own_cache, trainer, flags, stored):
     [
         ("CoOp_DHO", (), "--views None: say how many.*this run would show"),
         ("CoOp_DHO", ("--views", "0"), "--views 0: say how many"),
+        ("CoOp_DHO", ("--views", "2", "--batch-size", "-1"), "--batch-size -1: 1 or more"),
         ("VPT", ("--views", "2"), "VPT can read no stored features"),
         ("PromptSRC", ("--views", "2"), "PromptSRC can read .* labeled images alone: --what student"),
         ("VPT_DHO", ("--views", "2", "--what", "student"), "its image features change as it learns"),

@@ -171,6 +171,7 @@ def tree(tmp_path, monkeypatch):
         (["**/x.jpg"], ["a/b/x.jpg", "a/x.jpg", "x.jpg"]),
         (["?/*.jpg", "c/[1].webp"], ["a/x.jpg", "c/[1].webp"]),
         (["a/x.jpg", "a", "a/x.jpg"], ["a/x.jpg", "a/b/x.jpg", "a/b/y.PNG"]),
+        (["a/b/x.jpg", "x.jpg", "c", "a/x.jpg"], ["a/b/x.jpg", "x.jpg", "c/[1].webp", "a/x.jpg"]),
         (["a/notes.txt"], ["a/notes.txt"]),
     ],
 )

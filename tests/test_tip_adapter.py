@@ -3,6 +3,7 @@
 import json
 import shutil
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -272,3 +273,11 @@ def test_dho_f_is_named_in_its_results_and_evaluated_without_its_file(finished, 
     run, again = results(tmp_path / "run"), results(tmp_path / "again")
     assert run["teacher"] == again["teacher"] == "ViT-L/14@336px (few-shot)"
     assert run["metrics"] == again["metrics"]
+
+
+def test_names_beside_a_file_that_has_its_own_classifier_are_refused(finished, shared_command, tmp_path, capsys):
+    teacher = ("TRAINER.DHO.TEACHER.TYPE", "few_shot", "TRAINER.DHO.TEACHER.ADAPTER", str(finished("TipAdapterF")))
+    line = shared_command("CoOp_DHO", tmp_path / "run", *teacher)
+    names = Path(line[line.index("--root") + 1]) / "imagenet/classnames.txt"
+    assert main([*line, "TRAINER.DHO.TEACHER.CLASSNAMES", str(names)]) == 2
+    assert "has its own classifier; leave it empty" in capsys.readouterr().err

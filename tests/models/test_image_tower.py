@@ -115,6 +115,12 @@ def test_checkpointing_leaves_an_encoder_without_a_transformer_alone(tiny_resnet
     clip = load_clip("RN50", ckpt=str(tmp_path / "resnet.pt"))
     checkpoint_images(clip)
     assert not hasattr(clip.model.visual, "transformer")
+    with pytest.raises(ConfigError, match="RN50 has BatchNorm"):  # loaded for evaluation, and about to learn
+        checkpoint_images(clip, learns=True)
+
+
+def test_batch_norm_outside_of_what_is_computed_again_is_no_obstacle():
+    checkpoint_images(load_clip("mini-student"), learns=True)  # it stands below the transformer
 
 
 def test_channels_last_changes_the_order_of_the_numbers_and_not_the_features(tiny_resnet_state, tmp_path):
