@@ -228,7 +228,8 @@ def _by_shots(findings: Sequence[Findings], column: str) -> dict[str, list[dict[
 def _gains(findings: Sequence[Findings]) -> dict[str, float]:
     """Return DHO's gain by data set, and by student where one has several: its best row against the best without it.
 
-    Rows of the most labels count, with a zero-shot teacher or none; CLIP itself, caches and placebos are no methods.
+    Rows of the most shots count (without any, of the largest percentage); CLIP itself, caches, few-shot teachers and
+    placebos do not.
     """
     groups: dict[tuple[str, str], list[Findings]] = {}
     for found in filter(_is_method, findings):
@@ -251,7 +252,7 @@ def _is_method(found: Findings) -> bool:
 
 def _gain(mine: Sequence[Findings]) -> float | None:
     taught = [one.row.labels["Labeled"] for one in mine if "DHO" in one.row.labels["Method"]]
-    most = max(taught, key=labeled_amount, default="")
+    most = max([words for words in taught if words[-1] != "%"] or taught, key=labeled_amount, default="")
     column, best = _main_column(mine), {}
     for found in (one for one in mine if one.row.labels["Labeled"] in (most, "-")):  # some methods look at no label
         score = summarize(found.runs, column)

@@ -64,14 +64,17 @@ setup_python() {
 make_venv() {
   local extras=$1
   shift
+  if PYTHON=$PWD/.venv/bin/python has "$@"; then # whatever made it
+    PYTHON=$PWD/.venv/bin/python
+    return
+  fi
   if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then # not there, or somebody interrupted its making
     command -v "$PYTHON" >/dev/null || die "no $PYTHON found: install Python 3.10 or newer"
     "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || die "$("$PYTHON" --version) is too old: 3.10 or newer"
     echo "Creating .venv ..."
-    "$PYTHON" -m venv --clear .venv || die "cannot create .venv: on Debian and Ubuntu, install python3-venv"
+    "$PYTHON" -m venv .venv || die "cannot create .venv: on Debian and Ubuntu, install python3-venv"
   fi
   PYTHON=$PWD/.venv/bin/python
-  if has "$@"; then return; fi
   echo "Installing dho-plugin and what it needs into .venv (several GB with CUDA; once) ..."
   "$PYTHON" -m pip install --quiet --disable-pip-version-check -e ".$extras" || die "the installation failed, see above"
 }
@@ -377,7 +380,15 @@ background() {
   "${shown[@]}" on_device "$slot" "$@" &
   set +m
   PIDS[slot]=$! LABELS[slot]=$label
-  [ ${#shown[@]} -gt 0 ] || finish_jobs
+  [ ${#shown[@]} -gt 0 ] || await "$slot"
+}
+
+# await SLOT: wait for the run of a slot, without asking again and again.
+await() {
+  local code=0
+  wait "${PIDS[$1]}" || code=$?
+  unset "PIDS[$1]"
+  note_end "${LABELS[$1]}" $code
 }
 
 # on_device SLOT COMMAND...: run a command on the slot's device, where GPUS names devices.
@@ -393,21 +404,18 @@ on_device() {
 
 # Note how the runs in the background that have ended went.
 collect() {
-  local slot running code
+  local slot running
   running=$(jobs -rp)
   for slot in "${!PIDS[@]}"; do
     if grep -qx "${PIDS[slot]}" <<<"$running"; then continue; fi
-    code=0
-    wait "${PIDS[slot]}" || code=$?
-    unset "PIDS[slot]"
-    note_end "${LABELS[slot]}" $code
+    await "$slot"
   done
 }
 
 # note_end LABEL CODE: a run that another process is at (exit code 3, of which torchrun makes a 1) is left to it; one whose loss was
 # no longer finite (4) ends the script but where TRIES=yes says that it is one of many; any other failure ends the script.
 note_end() {
-  if [ "$2" = 1 ] && in_use "$1"; then set -- "$1" 3; fi
+  if [ "$2" = 1 ] && [ "$PROCESSES" != 1 ] && in_use "$1"; then set -- "$1" 3; fi
   if [ "$2$TRIES" = 4yes ]; then
     echo "$1: its loss was no longer finite: a try without a result"
     return
@@ -425,18 +433,20 @@ note_end() {
   esac
 }
 
-# in_use LABEL: whether a process is at a run.
+# in_use LABEL: whether a process is at a run; those of one that has failed may take seconds to end.
 in_use() {
-  [ -f "$1/.lock" ] && command -v flock >/dev/null && ! flock --nonblock "$1/.lock" true
+  [ -f "$1/.lock" ] && command -v flock >/dev/null && ! flock --wait 10 "$1/.lock" true
 }
 
 # Nothing goes on behind a script that has ended, failed or was interrupted.
 stop_runs() {
   local group
-  for group in "${PIDS[@]}"; do kill -- "-$group" 2>/dev/null || true; done # also where its first process was killed already
+  for group in "${PIDS[@]}"; do kill "-$STOP_WITH" -- "-$group" 2>/dev/null || true; done # also where its first process is gone
+  if [ "$STOP_WITH" = INT ]; then wait; fi # what it has to say
 }
+STOP_WITH=TERM
 trap stop_runs EXIT
-trap 'exit 130' INT
+trap '[ "${JOBS:-1}" != 1 ] || STOP_WITH=INT; exit 130' INT
 trap 'exit 143' TERM
 
 # Run a command and show the main lines of what it prints, with its label; all of it stands in the run's log.txt.

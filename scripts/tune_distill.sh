@@ -47,6 +47,7 @@ suffix() {
 reached() {
   local log
   log=$OUTPUT/$DATASET/Distill_$1/${SETTING}_$LABELED$VARIANT$(suffix "$2" "${3:-}")/seed$SEEDS/log.txt
+  [ -f "${log%/*}/results.json" ] || return 0
   sed -n 's/^\* accuracy: \([0-9.]*\)%$/\1/p' "$log" | tail -n 1
 }
 

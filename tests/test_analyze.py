@@ -73,7 +73,7 @@ def test_curves_over_shots_and_gains_over_data_sets(write_run, tmp_path, capsys)
 
 
 def test_gains_are_over_methods_at_the_most_labels(tmp_path):
-    def write(dataset, trainer, method, accuracy, shots=16, teacher="RN50 (zero-shot)", sets=("test",)):
+    def write(dataset, trainer, method, accuracy, shots=16, teacher="RN50 (zero-shot)", sets=("test",), **more):
         folder = tmp_path / f"{dataset}{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         facts = {
@@ -85,7 +85,7 @@ def test_gains_are_over_methods_at_the_most_labels(tmp_path):
             "seed": 1,
         }
         metrics = {name: {"accuracy": accuracy} for name in sets}
-        (folder / "results.json").write_text(json.dumps({**facts, "config_name": "c", "metrics": metrics}))
+        (folder / "results.json").write_text(json.dumps({**facts, "config_name": "c", "metrics": metrics, **more}))
 
     for dataset, sets in (("dtd", ("test",)), ("imagenet", ("val",))):
         write(dataset, "Distill_DHO", "resnet18 DHO", 60.0, sets=sets)
@@ -98,6 +98,7 @@ def test_gains_are_over_methods_at_the_most_labels(tmp_path):
     assert _gains(find(find_results([tmp_path]))) == {"dtd": 3.0, "imagenet": 3.0}
     write("dtd", "Distill_DHO", "mobilenetv2 DHO", 40.0)
     write("dtd", "Distill_CE", "mobilenetv2 CE", 35.0, teacher=None)
+    write("dtd", "LinearProbe_DHO", "LinearProbe + DHO", 99.0, labeled_percent=1.0)
     found = _gains(find(find_results([tmp_path])))
     assert found == {"dtd, resnet18": 3.0, "dtd, mobilenetv2": 5.0, "imagenet": 3.0}
 

@@ -110,14 +110,14 @@ def merge_file(cfg: CfgNode, path: str | Path) -> None:
 
 
 def _fit_types(loaded: CfgNode, cfg: CfgNode) -> None:
-    """Make 25 a 25.0 where the key holds a float, and keep texts: yacs reads a folder named 2024 as a number."""
+    """Make 25 a 25.0 where the key holds a float, and keep texts: yacs reads a folder named "2024" as a number."""
     for key, value in loaded.items():
         if isinstance(value, CfgNode):
             _fit_types(value, cfg[key])
         elif type(value) is int and isinstance(cfg[key], float):
             loaded[key] = float(value)
-        elif type(value) in (str, int) and isinstance(cfg[key], str):
-            loaded[key] = repr(str(value))
+        elif isinstance(value, str) and isinstance(cfg[key], str):
+            loaded[key] = repr(value)
 
 
 def merge_pairs(cfg: CfgNode, pairs: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 
 import torch
@@ -33,7 +34,7 @@ def build_accelerator(cfg, precision: str) -> Accelerator:
         raise ConfigError(f"TRAINER.*.PREC is {precision!r}; allowed: {', '.join(PRECISIONS)}")
     cpu = on_cpu(cfg)
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if cpu and cfg.USE_CUDA and named not in ("", "-1"):
+    if cpu and cfg.USE_CUDA and re.match(r"\s*(\d|GPU-|MIG-)", named):
         raise ConfigError(
             f"CUDA_VISIBLE_DEVICES is {named!r}, and there is no such GPU; USE_CUDA False computes on the CPU"
         )

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dho_plugin.engine.checkpoint import load_checkpoint, model_path, save_checkpoint, saved_epochs
+from dho_plugin.engine.optim import StepSchedule
 from dho_plugin.errors import CheckpointError, ConfigError
 
 PROMPT_KEYS = ("ctx", "VPT", "VPT_shallow")  # last part of a learned prompt's key, in the originals' files, too
@@ -189,6 +190,13 @@ class ModelStore:
         model.load_state_dict(state, strict=False)
 
     def _load_train_state(self, name: str, checkpoint: dict, path: Path) -> None:
+        sched, state = self._scheds[name], checkpoint.get("scheduler") or {}
+        counted_epochs = not state.get("per_step") and state.get("last_epoch") == checkpoint.get("epoch")
+        if isinstance(sched, StepSchedule) and counted_epochs and sched.total_steps() != sched.optim_cfg.MAX_EPOCH:
+            raise CheckpointError(
+                f"{path}: its learning rate changed once an epoch, that of this version changes with each step; delete "
+                "the run's folder to start over"
+            )
         for part, table in (("optimizer", self._optims), ("scheduler", self._scheds)):
             if table[name] is None:
                 continue

@@ -116,8 +116,9 @@ class EpochSchedule(LRScheduler):
         return [learning_rate(self.optim_cfg, self.last_epoch, base_lr) for base_lr in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        """Epochs done and base rates, as plain numbers."""
-        return {"last_epoch": self.last_epoch, "base_lrs": [float(base_lr) for base_lr in self.base_lrs]}
+        """Epochs (or steps) done, which of them, and base rates, as plain values."""
+        base_lrs = [float(base_lr) for base_lr in self.base_lrs]
+        return {"last_epoch": self.last_epoch, "per_step": self.per_step, "base_lrs": base_lrs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go to a stored epoch and set the optimizer's rates to it, whether or not the optimizer is restored too.

@@ -40,7 +40,7 @@ def own_cfg(host_cfg):
             *nodes, name = key.split(".")
             reduce(getitem, nodes, cfg)[name] = value
     for key in OURS_ONLY:
-        if cfg.DATASET[key]:
+        if cfg.DATASET[key] not in ("", (), 0, -1):  # -1: all validation images, which hosts have anyway
             raise ConfigError(f"DATASET.{key} is {cfg.DATASET[key]!r}: a host's data sets do not know it; leave it out")
     node = cfg.MODEL.BACKBONE
     if not node.CKPT and not node.TAG and os.path.isfile(found := host_weights(node.NAME)):

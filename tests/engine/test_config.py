@@ -184,9 +184,9 @@ def test_a_text_that_looks_like_something_else_comes_back_from_a_runs_folder(tmp
     again = run_cfg(tmp_path)
     assert text == again.DATASET.PREFIX
     assert again.DATASET.TEST_SETS == ("1", "2")
-    (tmp_path / "a.yaml").write_text("DATASET: {PREFIX: 2024}")
-    config.merge_file(cfg, tmp_path / "a.yaml")
-    assert cfg.DATASET.PREFIX == "2024"
+    (tmp_path / "a.yaml").write_text("DATASET: {PREFIX: 0123}")  # which YAML reads as 83
+    with pytest.raises(ConfigError, match="PREFIX"):
+        config.merge_file(cfg, tmp_path / "a.yaml")
 
 
 def test_transforms_that_views_do_not_know_are_refused(cfg):

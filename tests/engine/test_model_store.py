@@ -1,11 +1,14 @@
 """Registered models: Dassl's layout, and refusals of files that belong to something else."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from dho_plugin.engine.checkpoint import save_checkpoint
 from dho_plugin.engine.model_store import ModelStore
+from dho_plugin.engine.optim import StepSchedule
 from dho_plugin.errors import CheckpointError, ConfigError
 
 
@@ -45,6 +48,24 @@ def test_weights_and_training_state_come_back(tmp_path):
     assert torch.equal(made._models["prompt_learner"].ctx, again._models["prompt_learner"].ctx)
     assert torch.equal(made._models["kd_head"].weight, again._models["kd_head"].weight)
     assert made.get_current_lr() == again.get_current_lr() == pytest.approx(0.005)
+
+
+def test_a_rate_that_went_by_epochs_does_not_go_on_by_steps(tmp_path):
+    optim_cfg = SimpleNamespace(MAX_EPOCH=3, WARMUP_STEPS=0)
+    head = nn.Linear(8, 3)
+    optim = torch.optim.SGD(head.parameters(), lr=0.5)
+    made = ModelStore()
+    made.register_model("kd_head", head, optim, StepSchedule(optim, optim_cfg, lambda: 6))
+    for steps, old, refused in ((1, True, True), (2, True, False), (1, False, False)):
+        state = made._scheds["kd_head"].state_dict() | {"last_epoch": steps}
+        if old:
+            del state["per_step"]
+        saved = {"state_dict": head.state_dict(), "epoch": 1, "optimizer": optim.state_dict(), "scheduler": state}
+        save_checkpoint(saved, tmp_path / "kd_head/model.pth.tar-1")
+        if refused:
+            with pytest.raises(CheckpointError, match=r"changed once an epoch.*delete the run's folder"):
+                made.load_model(tmp_path, 1, train_state=True)
+        made.load_model(tmp_path, 1, train_state=not refused)  # its weights are good all the same
 
 
 def test_only_an_epoch_saved_for_every_model_counts(tmp_path):

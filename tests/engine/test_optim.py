@@ -150,7 +150,7 @@ def test_resumed_schedule_goes_on_where_it_was(name):
         first.step()
         scheduler.step()
     state = scheduler.state_dict()
-    assert state == {"last_epoch": 4, "base_lrs": list(BASE_RATES)}
+    assert state == {"last_epoch": 4, "per_step": False, "base_lrs": list(BASE_RATES)}
 
     # another base rate shows that it is the state, not the new optimizer, that decides
     resumed = two_groups(rates=(1.0, 1.0))

@@ -41,9 +41,10 @@ def test_a_failing_run_whose_folder_somebody_has_locked_is_left_to_them(run, tmp
     """torchrun makes a 1 of the code that says so."""
     ask = f"source scripts/lib.sh; background {tmp_path} sh -c 'exit 1'; echo left to ${{LEFT[*]}}"
     with locked(tmp_path):
-        done = run("-c", ask)
+        done = run("-c", ask, PROCESSES="2")
+        assert run("-c", ask).returncode == 2  # one process says 3
     assert done.stdout.endswith(f"left to {tmp_path}\n"), done.stderr
-    assert run("-c", ask).returncode == 2
+    assert run("-c", ask, PROCESSES="2").returncode == 2
 
 
 def test_a_folder_s_name_may_have_any_sign(run, tmp_path):
@@ -111,7 +112,7 @@ INSTALLER = """#!/usr/bin/env bash
 here=$(dirname "${BASH_SOURCE[0]}")
 case "$*" in
   *find_spec*) [ -f "$here/installed" ] ;;
-  "-m venv --clear .venv") sleep 0.3; mkdir -p .venv/bin; cp "${BASH_SOURCE[0]}" .venv/bin/python; echo venv >>calls ;;
+  "-m venv .venv") sleep 0.3; mkdir -p .venv/bin; cp "${BASH_SOURCE[0]}" .venv/bin/python; echo venv >>calls ;;
   "-m pip --version") ;;
   "-m pip "*) sleep 0.3; touch "$here/installed"; echo pip >>calls ;;
 esac
@@ -127,6 +128,45 @@ def test_scripts_started_side_by_side_set_python_up_once(run, tmp_path):
     both = run("-c", f"cd {tmp_path}; bash ask.sh & bash ask.sh; wait", PYTHON=str(tmp_path / "python"))
     assert both.stdout.count(f"{tmp_path}/.venv/bin/python") == 2, both.stderr
     assert (tmp_path / "calls").read_text() == "venv\npip\n"
+
+
+def test_an_environment_that_has_everything_is_taken_without_pip(run, tmp_path):
+    """As uv makes it; nothing in it is touched."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/lib.sh").write_text((ROOT / "scripts/lib.sh").read_text())
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/usr/bin/env bash\ncase "$*" in *find_spec*) exit 0 ;; esac\nexit 1\n')
+    python.chmod(0o755)
+    bare = f'bare() {{ {sys.executable} -S "$@"; }}; PYTHON=bare; '
+    done = run("-c", f'{bare}cd {tmp_path}; source scripts/lib.sh; setup_python ""; echo "$PYTHON"')
+    assert done.stdout.strip() == str(python), done.stderr
+
+
+def test_what_an_interrupted_set_up_left_is_mended(run, tmp_path):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/lib.sh").write_text((ROOT / "scripts/lib.sh").read_text())
+    (tmp_path / "python").write_text(INSTALLER)
+    (tmp_path / "python").chmod(0o755)
+    left = tmp_path / ".venv/bin/python"
+    left.parent.mkdir(parents=True)
+    left.write_text("#!/usr/bin/env bash\nexit 1\n")  # no pip yet
+    left.chmod(0o755)
+    ask = f'cd {tmp_path}; source scripts/lib.sh; setup_python ""; echo "$PYTHON"'
+    assert run("-c", ask, PYTHON=str(tmp_path / "python")).stdout.endswith(f"{left}\n")
+    assert (tmp_path / "calls").read_text() == "venv\npip\n"
+
+
+def test_ctrl_c_reaches_a_run_that_has_something_to_say(run, tmp_path):
+    (tmp_path / "long.py").write_text(
+        "import time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('kept')\n"
+    )
+    (tmp_path / "ask.sh").write_text(
+        f"source {ROOT}/scripts/lib.sh; JOBS=1; background one {sys.executable} {tmp_path}/long.py"
+    )
+    done = run("-c", f"set -m; bash {tmp_path}/ask.sh & sleep 2; kill -INT $!; wait $!", timeout=60)
+    assert done.returncode == 130
+    assert done.stdout.endswith("kept\n")
 
 
 def test_a_python_without_the_package_is_not_taken_for_one_that_has_it(run, tmp_path):
