@@ -85,6 +85,8 @@ def _mend_warmup() -> None:
 
 
 def _unreadable() -> bool:
+    if _warmup_fails():  # left out by --no-patch: there is no scheduler to look at
+        return False
     file = io.BytesIO()
     torch.save(_warmup().state_dict(), file)
     file.seek(0)
@@ -107,7 +109,7 @@ def _read_schedulers() -> None:
 
 
 def _successor_is_copied() -> bool:
-    return isinstance(_warmup().state_dict().get("successor"), LRScheduler)
+    return not _warmup_fails() and isinstance(_warmup().state_dict().get("successor"), LRScheduler)
 
 
 def _keep_successor() -> None:

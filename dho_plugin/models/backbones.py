@@ -126,7 +126,7 @@ def load_backbone(
             is downloaded), or a mini backbone's.
         pretrained: weights from the hub; False starts from timm's random initialization. `ckpt` goes first.
         ckpt: local file of plain tensors with the architecture's own keys, such as DINO's `dino_resnet50_pretrain.pth`;
-            its classifier, if it has one, is left out.
+            its classifier, if it has one, is left out. Beside a name with a tag it is taken for that tag's weights.
         size: side of the square input; 0 takes what belongs to the weights, or the architecture.
         key: config prefix that messages name.
         weights: False leaves the weights as they are drawn, for others to be loaded; the preprocessing is the same.
@@ -147,7 +147,7 @@ def load_backbone(
         origin = f"from {ckpt}"
     elif pretrained:
         origin = f"pretrained ({model.pretrained_cfg.get('tag') or name})"
-    preprocess = _preprocess(model, size, published=pretrained and not ckpt)
+    preprocess = _preprocess(model, size, published=pretrained and (not ckpt or "." in name))
     return LoadedBackbone(name, model.float().train(), preprocess, feature_dim(model), origin)
 
 

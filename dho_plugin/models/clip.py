@@ -6,6 +6,7 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 
 import open_clip
+from open_clip.hf_model import HFTextEncoder
 from torch import Tensor, device, nn
 
 from dho_plugin.engine.views import Preprocess
@@ -93,7 +94,7 @@ class LoadedCLIP:
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Encode tokens (N, context_length) int64 into features (N, D) that are not normalized."""
-        return self.model.encode_text(tokens)
+        return self.model.encode_text(tokens, normalize=False)
 
 
 def load_clip(
@@ -171,8 +172,10 @@ def _from_hub(source: Source) -> nn.Module:
 
 def _tokenizer(model: nn.Module, source: Source) -> Callable[..., Tensor]:
     sizes = open_clip.get_model_tokenize_cfg(model)
+    # Of another library's tower it is the number of its positions, not of the tokens that it was trained with.
+    length = None if isinstance(getattr(model, "text", None), HFTextEncoder) else sizes.get("context_length")
     try:
-        tokenizer = _named_tokenizer(source.arch, sizes.get("context_length"))
+        tokenizer = _named_tokenizer(source.arch, length)
     except Exception as error:  # as above: some tokenizers are files on the hub
         raise ConfigError(
             f"{source.key}.NAME: the tokenizer of {source.arch} is not available ({first_line(error)}); it needs the "

@@ -187,12 +187,12 @@ def differences(state: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
 
 
 class _NoRandomWeights(TorchFunctionMode):
-    """Leave new weights as they are in memory, as a file's take their place: drawing them is most of the building."""
+    """Make new weights 0, as a file's take their place: drawing them is most of the building."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function in _DRAWS or getattr(function, "__module__", "") == nn.init.__name__:
-            return args[0] if args else kwargs["tensor"]
+            return (args[0] if args else kwargs["tensor"]).detach().zero_()
         return function(*args, **kwargs)
 
 

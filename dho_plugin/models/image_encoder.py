@@ -49,7 +49,7 @@ def image_path(model: nn.Module, requested: str = "auto", tome_r: int = 0) -> Im
 def encode_image(model: nn.Module, path: ImagePath, images: Tensor, tome_r: int = 0) -> Tensor:
     """Encode normalized images (B, 3, H, W) into features (B, D), not normalized, in a way of `image_path`."""
     if path.name == "plain":
-        return model.encode_image(images)
+        return model.encode_image(images, normalize=False)  # CoCa's would be, of itself
     visual = model.visual
     if tome_r:
         return feature(visual, merging_tower(visual.transformer, visual._embeds(images), tome_r).unsqueeze(1))

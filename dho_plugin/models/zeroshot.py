@@ -1,6 +1,6 @@
 """The zero-shot classifier of a CLIP: text features of the class names."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ def class_features(
         (C, D) float32 of unit length, on the CLIP's device.
     """
     names = [name.replace("_", " ") for name in classnames]
+    _say_what_reads_alike(clip, dict.fromkeys(names), templates[0])
     features = _encode(clip, [template.format(name) for template in templates for name in names], batch_size)
     features = normalize(features, dim=-1) if normalize_each else features
     return normalize(features.view(len(templates), len(names), -1).mean(dim=0), dim=-1)
@@ -56,6 +57,17 @@ def zero_shot_head(
     """
     features = class_features(clip, classnames, templates)
     return CosineHead(features.shape[1], len(features), zeta or clip.zeta, init=features).requires_grad_(False)
+
+
+def _say_what_reads_alike(clip: LoadedCLIP, names: Iterable[str], template: str) -> None:
+    """Print two names whose prompts are the same tokens, such as long ones that a short context cuts."""
+    first: dict[bytes, str] = {}
+    for name, tokens in zip(names, clip.tokenizer([template.format(name) for name in names]), strict=True):
+        other = first.setdefault(tokens.numpy().tobytes(), name)
+        if other != name:
+            same = f"the classes {other!r} and {name!r} are the same {len(tokens)} tokens"
+            print(f"To {clip.name} {same}: tell them apart earlier in their names, or in DATASET.TEMPLATES")
+            return
 
 
 def _encode(clip: LoadedCLIP, prompts: list[str], batch_size: int) -> Tensor:

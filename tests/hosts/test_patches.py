@@ -56,6 +56,11 @@ def test_the_warm_up_is_mended_where_it_fails(scheduler):
     assert lr[1:] == sorted(lr[1:], reverse=True)
 
 
+def test_without_the_warm_ups_patch_the_others_find_nothing_to_look_at(scheduler):
+    assert not patch("checkpoints").needed()
+    assert not patch("resume-lr").needed()
+
+
 def through_a_file(state, tmp_path):
     torch.save(state, tmp_path / "state.pt")
     return torch.load(tmp_path / "state.pt")

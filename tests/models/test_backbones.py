@@ -90,6 +90,9 @@ def test_dinos_file_loads(tmp_path):
     for key, value in loaded.model.state_dict().items():
         assert torch.equal(value, state[key]), key
     assert loaded.preprocess.mean == (0.485, 0.456, 0.406)
+    assert (loaded.preprocess.interpolation, loaded.preprocess.crop_pct) == ("bicubic", 1.0)
+    tagged = load_backbone("resnet50.tv_in1k", ckpt=str(path)).preprocess  # the tag's own file, fetched elsewhere
+    assert (tagged.interpolation, tagged.crop_pct) == ("bilinear", 0.875)
 
 
 def test_dinos_weights_by_their_name(tmp_path, monkeypatch):

@@ -6,12 +6,16 @@ import open_clip
 import pytest
 import safetensors.torch
 import torch
+from open_clip.hf_model import HFTextEncoder
 from open_clip.pretrained import _PRETRAINED, _pcfg
+from torch import nn
 
 from dho_plugin.errors import CheckpointError, ConfigError
-from dho_plugin.models import names
-from dho_plugin.models.clip import load_clip
+from dho_plugin.models import clip as clip_module
+from dho_plugin.models import clip_files, names
+from dho_plugin.models.clip import LoadedCLIP, load_clip
 from dho_plugin.models.clip_files import _configured_signature
+from dho_plugin.models.names import resolve
 
 ARCHITECTURE = {
     "embed_dim": 32,
@@ -310,3 +314,46 @@ def test_scale_of_one_element(named, tmp_path):
     state = {**model.state_dict(), "logit_scale": model.logit_scale.detach().reshape(())}
     torch.save(state, tmp_path / "a.pt")
     assert load_clip("tiny-scale", ckpt=str(tmp_path / "a.pt")).zeta == pytest.approx(0.02, rel=1e-6)
+
+
+class Normalizing(nn.Module):
+    """As CoCa: features have length 1 unless something else is asked for."""
+
+    logit_scale = torch.zeros(())
+
+    def __init__(self):
+        super().__init__()
+        self.visual = nn.Identity()
+
+    def encode_image(self, images, normalize=True):
+        return nn.functional.normalize(images, dim=-1) if normalize else images
+
+    encode_text = encode_image
+
+
+def test_features_are_never_normalized():
+    clip = LoadedCLIP("coca", Normalizing(), None, None)
+    values = torch.tensor([[3.0, 4.0]])
+    assert torch.equal(clip.encode_image(values), values)
+    assert torch.equal(clip.encode_text(values), values)
+
+
+def test_a_text_tower_of_another_library_has_open_clips_number_of_tokens(monkeypatch):
+    """Its number of positions is none, 0 or 514."""
+    model, asked = nn.Module(), []
+    model.text = HFTextEncoder.__new__(HFTextEncoder)
+    nn.Module.__init__(model.text)
+    monkeypatch.setattr(open_clip, "get_model_tokenize_cfg", lambda _: {"context_length": 514, "vocab_size": 9})
+    monkeypatch.setattr(clip_module, "_named_tokenizer", lambda arch, length: asked.append((arch, length)))
+    clip_module._tokenizer(model, resolve("roberta-ViT-B-32", "laion2b_s12b_b32k", "MODEL.BACKBONE"))
+    assert asked == [("roberta-ViT-B-32", None)]
+
+
+def test_no_weight_is_drawn_or_left_to_chance():
+    before = torch.get_rng_state()
+    with clip_files._NoRandomWeights():
+        made = nn.Linear(64, 64), nn.Embedding(9, 8)
+        nn.init.trunc_normal_(made[0].weight)
+        nn.init.xavier_uniform_(made[0].weight)
+    assert all(not parameter.any() for module in made for parameter in module.parameters())
+    assert torch.equal(torch.get_rng_state(), before)

@@ -57,3 +57,12 @@ def test_promptsrcs_sixty_templates():
     # the first and the last of its published list, and neighbours that it leaves out
     assert {"a photo of a {}.", "a bad photo of a {}.", "itap of the {}."} < set(PROMPTSRC_TEMPLATES)
     assert not {"a jpeg corrupted photo of the {}.", "itap of a {}."} & set(PROMPTSRC_TEMPLATES)
+
+
+def test_names_that_read_alike_are_said(tiny_clip, capsys):
+    long = "word " * 90
+    class_features(tiny_clip, [f"{long}one", "cat", f"{long}two"], ["a photo of a {}."])
+    said = capsys.readouterr().out
+    assert f"the classes {long + 'one'!r} and {long + 'two'!r} are the same 77 tokens" in said
+    class_features(tiny_clip, ["cat", "dog", "cat"], ["a photo of a {}."])  # two classes of one name are nothing new
+    assert not capsys.readouterr().out
