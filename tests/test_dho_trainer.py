@@ -1,5 +1,7 @@
 """The DHO step against an independent float64 computation, and what learns in it."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -240,3 +242,13 @@ def test_compiling_reaches_student_and_teacher_and_nothing_by_default(build, mon
         run = build("LinearProbe_DHO", *options)
         run.forward_backward(*first_batches(run))
         assert seen == ([8, 8] if options else [])
+
+
+def test_each_clip_has_its_own_temperature_unless_one_is_named(shared_command, started, tiny_weights, tmp_path):
+    softer = torch.load(tiny_weights[1], weights_only=True) | {"logit_scale": torch.tensor(math.log(50.0))}
+    torch.save(softer, tmp_path / "teacher.pt")
+    options = ("TRAINER.DHO.TEACHER.CKPT", str(tmp_path / "teacher.pt"))
+    own = started(shared_command("LinearProbe_DHO", tmp_path / "run", *options))
+    assert (own.teacher.model.head.zeta, own.kd_head.zeta) == (pytest.approx(0.02), pytest.approx(0.01))
+    named = started(shared_command("LinearProbe_DHO", tmp_path / "run", *options, "TRAINER.DHO.ZETA", "0.04"))
+    assert named.teacher.model.head.zeta == 0.04

@@ -142,12 +142,12 @@ def test_an_interrupted_run_goes_on_with_its_keys(finished, shared_command, tiny
 
 
 def test_alpha_and_beta_are_searched_on_validation_images_alone(shared_command, tmp_path):
-    line = shared_command("TipAdapterF", tmp_path / "run", *SMALL, "DATASET.NUM_VAL_SHOTS", "2")
+    line = shared_command("TipAdapterF", tmp_path / "run", *SMALL, "DATASET.NUM_VAL_SHOTS", "1")
     assert main([*line, "TRAINER.TIPADAPTER.SEARCH_STEP", "(4,3)"]) == 0
     state = raw(tmp_path / "run")
     assert state["best_beta"] in [i * 6.9 / 4 + 0.1 for i in range(4)]
     assert state["best_alpha"] in [i * 2.9 / 3 + 0.1 for i in range(3)]
-    assert "8 validation images" in (tmp_path / "run/log.txt").read_text()
+    assert "4 validation images" in (tmp_path / "run/log.txt").read_text()
     assert main([*line, "TEST.SPLIT", "val", "OUTPUT_DIR", str(tmp_path / "val")]) == 0
     assert raw(tmp_path / "val")["best_alpha"] == 1.17  # the images that are scored choose nothing
 

@@ -13,8 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
+from dho_plugin.core.inference import search_alpha_beta
 from dho_plugin.engine.checkpoint import load_checkpoint
+from dho_plugin.engine.evaluator import TestLogits as StoredLogits
+from dho_plugin.engine.trainer import TrainerX
 from dho_plugin.errors import DataError
+from dho_plugin.evaluation import HeadEvaluation
+from dho_plugin.models.zeroshot import class_features
 from dho_plugin.train import build_parser, main, setup_cfg
 
 SETS = {"val", "imagenetv2", "imagenet_sketch", "imagenet_r", "imagenet_a"}
@@ -144,12 +149,36 @@ def test_zero_shot_rows(command, tmp_path):
 
 
 def test_the_validation_split_chooses_the_epoch_and_the_mixing(command, tmp_path):
-    choose = ("DATASET.NUM_VAL_SHOTS", "2", "TEST.FINAL_MODEL", "best_val", "TRAINER.DHO.SEARCH", "True")
+    choose = ("DATASET.NUM_VAL_SHOTS", "1", "TEST.FINAL_MODEL", "best_val", "TRAINER.DHO.SEARCH", "True")
     assert main(command("CoOp_DHO", "run", *choose)) == 0
     run = results(tmp_path / "run")
     assert (tmp_path / "run/prompt_learner/model-best.pth.tar").exists()
-    assert (tmp_path / "run/logits/validation.safetensors").exists()
+    stored = StoredLogits.load(tmp_path / "run/logits/validation.safetensors")
+    assert len(stored.labels) == 4  # not the test images, of which there are 8
+    found = search_alpha_beta(stored.logits_ce.float(), stored.logits_kd.float(), stored.labels)
+    assert (run["alpha"], run["beta"]) == (found.alpha, found.beta)
     assert run["metrics"]["val"]["alpha"] == run["alpha"]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_best_epoch_is_kept_deployed_and_remembered(command, tmp_path, monkeypatch, interrupted):
+    real, epoch, accuracies = HeadEvaluation.test, TrainerX.run_epoch, [40.0, 60.0, 50.0]
+    kept = ("DATASET.NUM_VAL_SHOTS", "1", "TEST.FINAL_MODEL", "best_val", "TRAIN.CHECKPOINT_FREQ", "1")
+    line = command("CoOp", "run", *kept)
+    monkeypatch.setattr(
+        HeadEvaluation, "test", lambda self, split=None: accuracies[self.epoch] if split == "val" else real(self, split)
+    )
+    if interrupted:
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainerX, "run_epoch", lambda self: epoch(self) if self.epoch < 2 else 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                main(line)
+    assert main(line) == 0
+    assert load_checkpoint(tmp_path / "run/prompt_learner/model-best.pth.tar")["epoch"] == 2
+    flags = ("--eval-only", "--model-dir", str(tmp_path / "run"), "--load-epoch", "2")
+    assert main(command("CoOp", "second", *kept, flags=flags)) == 0
+    best, second = (StoredLogits.load(tmp_path / run / "logits/val.safetensors") for run in ("run", "second"))
+    assert torch.equal(best.logits_ce, second.logits_ce)
 
 
 def test_nothing_is_chosen_on_test_data(command, tmp_path, capsys):
@@ -277,7 +306,7 @@ def test_a_gpu_that_is_not_there_is_named(command, capsys, monkeypatch):
     assert main([*line, "USE_CUDA", "False", "OPTIM.MAX_EPOCH", "0"]) == 0
 
 
-def test_a_teacher_with_other_classes_is_refused(command, tmp_path, capsys):
+def test_a_teacher_has_names_of_its_own_in_the_students_order_or_is_refused(command, started, tmp_path, capsys):
     options = ("TRAINER.DHO.TEACHER.CLASSNAMES", str(tmp_path / "teacher.txt"))
     line = command("CoOp_DHO", "run", *options)  # makes the tree
     names = (tmp_path / "imagenet" / "classnames.txt").read_text().splitlines()
@@ -285,7 +314,12 @@ def test_a_teacher_with_other_classes_is_refused(command, tmp_path, capsys):
     assert main(line) == 2
     assert "need the same class list" in capsys.readouterr().err
     (tmp_path / "teacher.txt").write_text("\n".join(f"{n.split()[0]} better name {i}" for i, n in enumerate(names)))
-    assert main(command("CoOp_DHO", "run2", *options)) == 0
+    teacher = started(command("CoOp_DHO", "run2", *options)).teacher.model
+    classes = {n.split()[0]: f"better name {i}" for i, n in enumerate(names)}
+    own = started(command("CoOp_DHO", "run3"))
+    better = class_features(own.load_teacher(), [classes[info.key] for info in own.classes], own.templates())
+    torch.testing.assert_close(teacher.head.weight, better)
+    assert not torch.allclose(own.teacher.model.head.weight, better, atol=1e-3)
 
 
 def test_a_truncated_image_is_named_and_can_be_skipped(command, tmp_path, capsys):

@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -8,7 +9,7 @@ from dho_plugin.engine.config import get_cfg_default
 from dho_plugin.engine.data import Datum
 from dho_plugin.engine.image_sets import ViewDataset
 from dho_plugin.engine.streams import TrainingStreams
-from dho_plugin.engine.views import Preprocess
+from dho_plugin.engine.views import Preprocess, ViewSpec
 
 
 def test_a_stream_reads_jpegs_with_the_gap_of_the_config(tmp_path):
@@ -29,3 +30,21 @@ def test_a_stream_reads_jpegs_with_the_gap_of_the_config(tmp_path):
         plain = ViewDataset(items, streams.student_preprocess, views=streams.view_spec(), jpeg_gap=gap)
         assert any(torch.equal(first[gap][0], plain[0, view]["img"]) for view in (0, 1))
     assert not torch.equal(first[0.0], first[4.0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ([], ViewSpec(seed=0, scale=(0.08, 1.0), crop=False, flip=False)),
+        (
+            ["INPUT.TRANSFORMS", ["random_resized_crop", "normalize"], "INPUT.RRCROP_SCALE", (0.5, 1.0)],
+            ViewSpec(seed=0, scale=(0.5, 1.0), crop=True, flip=False),
+        ),
+        (["INPUT.TRANSFORMS", ["random_flip"], "INPUT.VIEW_SEED", 7], ViewSpec(seed=7, crop=False, flip=True)),
+    ],
+)
+def test_views_are_what_the_config_says(settings, expected):
+    streams = TrainingStreams()
+    streams.cfg = get_cfg_default()
+    streams.cfg.merge_from_list(settings)
+    assert streams.view_spec() == expected
