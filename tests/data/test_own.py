@@ -6,7 +6,9 @@ import random
 import shutil
 import unicodedata
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dho_plugin.data import own_folders
@@ -446,3 +448,23 @@ def test_nothing_is_written_into_the_users_folder(home):
     before = sorted(home.rglob("*"))
     read(home, shots=2, TEST_SETS=SETS)
     assert sorted(home.rglob("*")) == before
+
+
+def test_photos_are_scored_upright_however_they_lie(command, tmp_path):
+    """Once stored as they are seen, once lying on their side with the EXIF word that says so."""
+    rng, lying = np.random.default_rng(0), Image.Exif()
+    lying[0x0112] = 6
+    for number, place in enumerate(("train/cat", "train/dog", "test/cat", "test/dog")):
+        image = Image.fromarray(rng.integers(0, 256, (40, 64, 3), dtype=np.uint8))
+        for folder in ("seen", "stored"):
+            (tmp_path / folder / place).mkdir(parents=True)
+        image.save(tmp_path / f"seen/{place}/{number}.png")
+        image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / f"stored/{place}/{number}.png", exif=lying)
+    found = []
+    for folder in ("seen", "stored"):
+        options = ("DATASET.ROOT", str(tmp_path), "DATASET.PREFIX", folder)
+        line = command("ZeroshotCLIP", f"run_{folder}", *options, flags=("--eval-only",), dataset="folder")
+        assert train(line) == 0
+        found.append(TestLogits.load(tmp_path / f"run_{folder}/logits/test.safetensors").logits_ce)
+    assert len(found[0]) == 2
+    assert torch.equal(*found)
