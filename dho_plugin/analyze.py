@@ -12,7 +12,7 @@ from tabulate import tabulate
 from dho_plugin import exhibits
 from dho_plugin.analysis.curves import quarters
 from dho_plugin.analysis.style import save_figure
-from dho_plugin.case_images import pictured_cases
+from dho_plugin.case_images import shown_cases
 from dho_plugin.engine.files import atomic_write_text
 from dho_plugin.errors import DataError, run_command
 from dho_plugin.exhibits import Exhibit
@@ -66,7 +66,7 @@ def _carry_out(args: argparse.Namespace) -> None:
     if args.kind == "cases":
         written = list(_write_cases(findings, out, args.count))
         for found in findings if args.root else ():
-            written += _write(pictured_cases(found, args.root, args.count), out, found.slug)
+            written += _write(shown_cases(found, args.root, args.count), out, found.slug)
     elif args.kind == "features":
         written = _evaluate_features([one for one in findings if not is_zero_shot(one.runs[0])], args, out)
     elif args.kind == "curves":

@@ -77,7 +77,10 @@ class FeatureCaching:
 
     def store_name(self, part: str, clip: LoadedCLIP) -> str:
         """Return how the folders of an encoder's stores begin."""
-        return re.sub(r"[^\w.@-]+", "_", f"{dataset_label(self.cfg)}-{part}-{clip.name}")
+        data, label = self.cfg.DATASET, dataset_label(self.cfg)
+        if data.NAME.startswith("ImageNet") and not data.PREFIX:
+            label = "imagenet"  # a shifted set that is scored by itself is the one that training scores
+        return re.sub(r"[^\w.@-]+", "_", f"{label}-{part}-{clip.name}")
 
     def description(self, who: str, views: bool, clip: LoadedCLIP) -> dict[str, Any]:
         """Return what an encoder's features depend on beside the images, as plain values."""

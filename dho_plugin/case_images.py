@@ -8,10 +8,10 @@ from PIL import Image
 
 from dho_plugin.analysis.case_figures import case_rows
 from dho_plugin.engine.data import DatasetBase
-from dho_plugin.engine.decode import read_image
+from dho_plugin.engine.decode import ImageFile
 from dho_plugin.engine.identity import data_identity
 from dho_plugin.engine.registry import DATASET_REGISTRY
-from dho_plugin.errors import DataError
+from dho_plugin.errors import DataError, DHOError
 from dho_plugin.exhibits import Exhibit
 from dho_plugin.findings import Findings, folder
 from dho_plugin.run_features import run_config
@@ -36,9 +36,19 @@ def pictured_cases(found: Findings, root: str, count: int = 3) -> Iterator[Exhib
     items = run_data(found, root).test
     for number, (kind, (_, cases)) in enumerate(kinds.items()):
         if cases:
-            pictures = [thumbnail(items[case.index].impath) for case in cases]
+            upright = run_config(folder(found.runs[0]), root).INPUT.UPRIGHT
+            pictures = [thumbnail(items[case.index].impath, upright=upright) for case in cases]
             caption = f"Right: {kind}. Images of {found.main_set}, seed {found.first_read.get('seed')}."
             yield Exhibit(f"cases-{number + 1}", caption, case_rows(list(zip(pictures, cases, strict=True))))
+
+
+def shown_cases(found: Findings, root: str, count: int = 3) -> list[Exhibit]:
+    """Return what `pictured_cases` yields, or nothing where the data are not those of the row, which is noted."""
+    try:
+        return list(pictured_cases(found, root, count))
+    except DHOError as error:
+        found.leave_out(f"images of the cases: {error}")
+        return []
 
 
 def run_data(found: Findings, root: str) -> DatasetBase:
@@ -55,9 +65,9 @@ def run_data(found: Findings, root: str) -> DatasetBase:
     return data
 
 
-def thumbnail(path: str) -> Image.Image:
-    """Return an image's middle as a small square."""
-    image = read_image(path)
+def thumbnail(path: str, *, upright: bool = False) -> Image.Image:
+    """Return an image's middle as a small square, turned as its EXIF data say if it is to be upright."""
+    image = ImageFile(path, upright).decode()[0]
     side = min(image.size)
     left, top = ((length - side) // 2 for length in image.size)
     return image.crop((left, top, left + side, top + side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)

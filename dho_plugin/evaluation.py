@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from os.path import relpath
 from pathlib import Path
 
 import torch
@@ -229,6 +230,7 @@ class HeadEvaluation:
             "alpha": alpha,
             "beta": beta,
             "model_dir": self.model_dir or None,
+            "model_dir_from_here": relpath(self.model_dir, self.output_dir) if self.model_dir else None,
             "data": self.data_identity,
             "metrics": self.metrics,
             "config_name": self.config_name,

@@ -20,7 +20,7 @@ import dho_plugin
 from dho_plugin import exhibits
 from dho_plugin.analysis.outcomes import CE, KD, MIX
 from dho_plugin.analysis.style import to_svg
-from dho_plugin.case_images import pictured_cases
+from dho_plugin.case_images import shown_cases
 from dho_plugin.engine.config import as_plain, flatten, get_cfg_default
 from dho_plugin.engine.files import atomic_write_text
 from dho_plugin.errors import run_command
@@ -136,7 +136,7 @@ def _row(found: Findings, out: Path, root: str) -> dict[str, Any]:
         "figures": figures,
         "heads": list(_head_lines(found)),
         "cases": found.cases(),
-        "pictures": [_figure(one, found.slug) for one in pictured_cases(found, root)] if root else [],
+        "pictures": [_figure(one, found.slug) for one in shown_cases(found, root)] if root else [],
         "linear": found.linear_evaluations,
         "n": found.n,
         "main_set": found.main_set,

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dho_plugin.engine.files import named_path
 from dho_plugin.errors import DataError
 
 # Test sets of ImageNet and what its table calls them; any other data set has "test" and further ones by its own names.
@@ -174,8 +175,11 @@ def _some(results: list[dict[str, Any]], directories: list[str | Path]) -> list[
 
 def _trained(result: dict[str, Any]) -> Path | None:
     """Return the results.json of the run whose model an evaluation used, if there is one."""
-    path = Path(result.get("model_dir") or "") / "results.json"
-    return path.resolve() if result.get("model_dir") and path.is_file() else None
+    if not result.get("model_dir"):
+        return None
+    run = named_path(result["path"].parent, result["model_dir"], result.get("model_dir_from_here"))
+    path = run / "results.json"
+    return path.resolve() if path.is_file() else None
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from typing import Any
 from dho_plugin.dho_trainer import DHOTrainer
 from dho_plugin.engine.data import ClassInfo, DatasetBase
 from dho_plugin.engine.evaluator import TestLogits
-from dho_plugin.engine.files import read_json
+from dho_plugin.engine.files import named_path, read_json
 from dho_plugin.engine.registry import TRAINER_REGISTRY
 from dho_plugin.engine.run_folder import run_cfg, saved_classes, smallest_checkpoint
 from dho_plugin.errors import CacheError, CheckpointError
@@ -48,7 +48,8 @@ class Run:
                 "elsewhere become a run with --eval-only --model-dir"
             )
         results = read_json(folder / "results.json") if (folder / "results.json").is_file() else {}
-        weights = Path(results.get("model_dir") or folder).expanduser()
+        named = results.get("model_dir")
+        weights = named_path(folder, named, results.get("model_dir_from_here")) if named else folder
         return cls(folder, weights, results)
 
     def cfg(self, pairs: Sequence[str] = ()):

@@ -14,6 +14,7 @@ amount=$2 student=$3
 shift 3
 read_options "--compare" "$@"
 methods=${METHODS:-DHO}
+[ $COMPARE = no ] || [ -z "${METHODS:-}" ] || die "--compare says which methods, and METHODS does: leave one of them out"
 [ $COMPARE = no ] || methods="$BASELINES DHO"
 distill_grid "$student" "$amount" "$methods" "${PAIRS[@]}"
 show_table "${SHOWN[@]}" --paired

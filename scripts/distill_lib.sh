@@ -27,7 +27,7 @@ set_student() {
       ;;
     *:resnet18) SETTING=resnet18_ep200 ;;
     *:mobilenetv2) SETTING=mobilenetv2_ep200 ;;
-    *: | *:-* | *:[A-Z]*) die "STUDENT is '$name'; it is one of $(students), or timm's name of a model. $USAGE" ;;
+    *: | *:-* | "$DATASET":[A-Z]*) die "STUDENT is '$name'; it is one of $(students), or timm's name of a model. $USAGE" ;;
     *) # of timm, by name; on ImageNet from scratch, as its weights have seen the labels
       SETTING=$([ "$DATASET" = imagenet ] && echo resnet18_scratch_ep20 || echo resnet18_ep200)
       VARIANT=_$(for_paths "$name") STUDENT_PAIRS=(MODEL.BACKBONE.NAME "$name")
@@ -38,11 +38,6 @@ set_student() {
   [[ $SETTING != *scratch* || $ALONE = no || -z ${STUDENT_CKPT:-} ]] || VARIANT+=_from_$(for_paths "$(basename "$STUDENT_CKPT")")
   # The paper warms up on ImageNet only; 5000 steps are more than the whole training of a small set.
   [[ $SETTING != vit_* || $DATASET = imagenet ]] || STUDENT_PAIRS+=(OPTIM.WARMUP_STEPS 0)
-}
-
-# for_paths TEXT: the text as part of a folder's name.
-for_paths() {
-  echo "${1//[^[:alnum:]._-]/_}"
 }
 
 # check_name: whether there is a student that goes by timm's name; a slip is one message before anything is trained.

@@ -3,7 +3,7 @@
 #   bash scripts/eval_ood.sh CoOp_DHO imagenet 16
 # Every run below OUTPUT/DATASET/TRAINER with SHOTS shots (or, as 1%, percent; or `unlabeled`, for methods that look at no label) is
 # evaluated with its own options into OUTPUT/evaluation/TRAINER/<config>_<SHOTS>shots<variant>/<set>/seed<S>. A set that is there
-# already is skipped, unless the run is newer or KEY VALUE words are given; SETS="imagenetv2 imagenet_a" takes these only.
+# already is skipped, unless the run is newer; KEY VALUE words stand in the name of the folder. SETS="imagenetv2 imagenet_a" takes these.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 USAGE="usage: bash scripts/eval_ood.sh TRAINER DATASET SHOTS [KEY VALUE ...]"
@@ -22,14 +22,15 @@ shopt -s nullglob
 runs=("$OUTPUT/$DATASET/$trainer/"*"_$LABELED"{,_*}/seed*/results.json)
 [ ${#runs[@]} -gt 0 ] || die "no finished run is at $OUTPUT/$DATASET/$trainer/*_$LABELED*/seed*; train it first"
 set_up
-groups=()
+groups=() changed=""
+for ((k = 0; k < ${#PAIRS[@]}; k += 2)); do changed+=_${PAIRS[k]##*.}_$(for_paths "${PAIRS[k + 1]}"); done
 for results in "${runs[@]}"; do
   run=$(cd "$(dirname "$results")" && pwd)
-  group=$OUTPUT/evaluation/$trainer/$(basename "$(dirname "$run")")
+  group=$OUTPUT/evaluation/$trainer/$(basename "$(dirname "$run")")$changed
   [[ " ${groups[*]} " == *" $group "* ]] || groups+=("$group")
   for target in ${SETS:-imagenetv2 imagenet_sketch imagenet_r imagenet_a}; do
     out=$group/$prefix$target/$(basename "$run")
-    if [[ ${#PAIRS[@]} -eq 0 && $out/results.json -nt $results ]]; then
+    if [[ $out/results.json -nt $results ]]; then
       echo "$out is complete: skipped"
       continue
     fi

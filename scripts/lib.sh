@@ -13,6 +13,8 @@ die() {
 # To an older bash an empty array is unset.
 ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || die "this is bash $BASH_VERSION; start the scripts with 4.4 or newer"
 
+shopt -s globasciiranges # of 4.4 [A-Z] is else a small letter, too
+
 CALLED_FROM=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -41,9 +43,11 @@ if [ "$PROCESSES" != 1 ]; then JOBS=${JOBS:-1}; fi
 JOBS=${JOBS:-}
 
 # has MODULE...: whether $PYTHON has them installed. dho_plugin alone would be found in this folder by any Python;
-# dho_plugin.trainers is found only where the package is installed.
+# dho_plugin.trainers is found only where the package is installed, and is this folder's where it was installed from here (pip -e).
 has() {
-  "$PYTHON" -c 'import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))' \
+  "$PYTHON" -c 'import os, sys; from importlib.util import find_spec
+found = list(map(find_spec, sys.argv[1:]))
+sys.exit(not (all(found) and os.path.samefile(os.path.dirname(found[0].origin), "trainers")))' \
     dho_plugin.trainers torch "$@" 2>/dev/null
 }
 
@@ -290,7 +294,7 @@ train_adapters() {
 few_shot_teachers() {
   local seed dir
   set_adapter_config vit_l14_336
-  set_image_pairs
+  set_image_pairs TRAINER.DHO.TEACHER
   train_adapters TipAdapterF "${IMAGE_PAIRS[@]}"
   finish_jobs
   for seed in $SEEDS; do
@@ -306,19 +310,30 @@ few_shot_teachers() {
 IMAGE_KEYS="DATASET.TEST_SETS DATASET.TEMPLATES DATASET.CSV DATASET.SUBSAMPLE_CLASSES DATASET.UNREADABLE DATASET.NUM_VAL_SHOTS"
 IMAGE_KEYS+=" TEST.SPLIT INPUT.UPRIGHT INPUT.JPEG_GAP DATALOADER.NUM_WORKERS USE_CUDA"
 
-# set_image_pairs: in IMAGE_PAIRS those of PAIRS that hold for other models on the same images, too.
+# set_image_pairs NODE: in IMAGE_PAIRS those of PAIRS that hold for other models on the same images, too, and which CLIP it is that NODE
+# (MODEL.BACKBONE or TRAINER.DHO.TEACHER) names.
 set_image_pairs() {
-  local k
+  local k key
   IMAGE_PAIRS=()
   for ((k = 0; k < ${#PAIRS[@]}; k += 2)); do
-    [[ " $IMAGE_KEYS " != *" ${PAIRS[k]} "* ]] || IMAGE_PAIRS+=("${PAIRS[@]:k:2}")
+    key=${PAIRS[k]}
+    case $key in
+      "$1".NAME | "$1".TAG | "$1".CKPT) IMAGE_PAIRS+=("MODEL.BACKBONE.${key##*.}" "${PAIRS[k + 1]}") ;;
+      *) [[ " $IMAGE_KEYS " != *" $key "* ]] || IMAGE_PAIRS+=("${PAIRS[@]:k:2}") ;;
+    esac
   done
 }
 
-# zero_shot TRAINER CONFIG WEIGHTS: evaluate a CLIP as it is, from a local file if WEIGHTS is not empty.
+# for_paths TEXT: the text as part of a folder's name.
+for_paths() {
+  echo "${1//[^[:alnum:]._-]/_}"
+}
+
+# zero_shot TRAINER CONFIG WEIGHTS: evaluate a CLIP as it is, the student's (ZeroshotCLIP) or the teacher's (ZeroshotCLIP2), from a local
+# file if WEIGHTS is not empty.
 zero_shot() {
   local dir=$OUTPUT/$DATASET/$1/$2
-  set_image_pairs
+  if [ "$1" = ZeroshotCLIP ]; then set_image_pairs MODEL.BACKBONE; else set_image_pairs TRAINER.DHO.TEACHER; fi
   background "$dir" "${TRAIN[@]}" --root "$DATA" --seed 1 --trainer "$1" --eval-only \
     --dataset-config-file "$DATASET_FILE" --config-file "configs/trainers/$1/$2.yaml" --output-dir "$dir" \
     "${DATASET_PAIRS[@]}" ${3:+MODEL.BACKBONE.CKPT "$3"} "${IMAGE_PAIRS[@]}"

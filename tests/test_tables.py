@@ -290,6 +290,19 @@ def test_an_evaluation_on_other_classes_or_of_a_part_of_the_model_stands_by_itse
     assert "imagenetv2 (new classes) of" in capsys.readouterr().err
 
 
+def test_evaluations_find_their_runs_where_all_was_moved(tmp_path, capsys):
+    write(tmp_path / "old/run", [60] * 5)
+    model = {"model_dir": str(tmp_path / "old/run"), "model_dir_from_here": "../../run"}
+    write(tmp_path / "old/eval/v2", [None, 50, None, None, None], **model)
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert main([str(tmp_path / "new"), "--format", "csv"]) == 0
+    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert row["Val"] == "60.0"
+    assert main([str(tmp_path / "new"), "--evaluations", "--format", "csv"]) == 0
+    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert row["V2"] == "50.0"
+
+
 def test_prompts_of_a_dho_run_never_join_coops_own(tmp_path, capsys):
     for seed in (1, 2, 3):
         for folder, words, accuracy in (("dho", {}, 80), ("coop", BASE, 70)):

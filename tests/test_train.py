@@ -297,6 +297,14 @@ def test_the_best_model_of_a_run_that_is_gone_on_with_elsewhere_lies_there(comma
     assert results(tmp_path / "same")["metrics"].keys() == results(tmp_path / "run")["metrics"].keys()
 
 
+def test_processes_without_a_gpu_each_are_refused(command, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert main([*command("CoOp", "run"), "USE_CUDA", "True"]) == 2
+    assert "2 processes (the scripts' PROCESSES) for 1 GPUs" in capsys.readouterr().err
+
+
 def test_a_gpu_that_is_not_there_is_named(command, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")

@@ -28,7 +28,8 @@ def build_accelerator(cfg, precision: str) -> Accelerator:
     gradient scaler; a CPU, which has no such thing, computes in fp32.
 
     Raises:
-        ConfigError: unknown precision, or the GPUs that CUDA_VISIBLE_DEVICES (the scripts' `GPUS`) names are not there.
+        ConfigError: unknown precision, more processes than GPUs, or the GPUs that CUDA_VISIBLE_DEVICES (the scripts'
+            `GPUS`) names are not there.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"TRAINER.*.PREC is {precision!r}; allowed: {', '.join(PRECISIONS)}")
@@ -41,6 +42,10 @@ def build_accelerator(cfg, precision: str) -> Accelerator:
     mixed = {"fp32": "no", "bf16": "bf16"}.get(precision, "no" if cpu else "fp16")
     if cpu and precision in ("fp16", "amp"):
         print(f"Precision {precision} needs a GPU: computing in fp32")
+    if not cpu and (processes := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) > torch.cuda.device_count():
+        raise ConfigError(
+            f"{processes} processes (the scripts' PROCESSES) for {torch.cuda.device_count()} GPUs: each wants its own"
+        )
     AcceleratorState._reset_state()  # a second trainer in this process may have another precision
     # Nothing that learns lies in a buffer: all processes make the same ones, and prompts have large ones.
     options = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)

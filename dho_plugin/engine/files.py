@@ -103,3 +103,16 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def named_path(folder: Path, named: str, from_here: str | None) -> Path:
+    """Return the path that a file in a folder names: where it lay, or, if all was moved together, where it lies now.
+
+    Args:
+        folder: of the file.
+        named: the whole path, as it was.
+        from_here: the same relative to the folder; None of a file that does not say it.
+    """
+    path = Path(named).expanduser()
+    moved = folder / from_here if from_here else path
+    return moved if moved.exists() and not path.exists() else path

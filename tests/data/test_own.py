@@ -462,7 +462,7 @@ def test_photos_are_scored_upright_however_they_lie(command, tmp_path):
         image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / f"stored/{place}/{number}.png", exif=lying)
     found = []
     for folder in ("seen", "stored"):
-        options = ("DATASET.ROOT", str(tmp_path), "DATASET.PREFIX", folder)
+        options = ("DATASET.ROOT", str(tmp_path), "DATASET.PREFIX", folder, "DATASET.NUM_SHOTS", "1")
         line = command("ZeroshotCLIP", f"run_{folder}", *options, flags=("--eval-only",), dataset="folder")
         assert train(line) == 0
         found.append(TestLogits.load(tmp_path / f"run_{folder}/logits/test.safetensors").logits_ce)

@@ -183,6 +183,11 @@ def test_figure_5(pretend):
         ("distill.sh dtd 4 RN50", {}, "STUDENT is 'RN50'"),
         ("distill.sh dtd 0 resnet18", {}, "SHOTS is '0'"),
         ("distill.sh dtd 4 resnet18 --depth", {}, "unknown option '--depth'"),
+        (
+            "distill.sh mini 4 mini-resnet --compare",
+            {"METHODS": "DHO"},
+            "--compare says which methods, and METHODS does",
+        ),
         ("table1.sh mini", {"METHODS": "CE SHO"}, "unknown method 'SHO'"),
         (
             "distill.sh mini 4 mini-resnet",

@@ -161,6 +161,17 @@ def test_every_run_has_one_device_and_no_device_two_runs(pretend):
     assert {call[1] for call in calls} == {os.environ.get("CUDA_VISIBLE_DEVICES") or "none"}
 
 
+def test_the_zero_shot_rows_are_of_the_clips_that_the_words_name(pretend):
+    student = ("MODEL.BACKBONE.NAME", "ViT-B-16", "MODEL.BACKBONE.TAG", "laion2b")
+    teacher = ("TRAINER.DHO.TEACHER.NAME", "ViT-L-14", "TRAINER.DHO.TEACHER.TAG", "dfn2b")
+    done, calls = pretend("scripts/coop_dho.sh", "imagenet", "2", *student, *teacher, "OPTIM.LR", "1", SEEDS="1")
+    assert done.returncode == 0, done.stderr
+    ends = {call[2]: " ".join(call) for call in calls if call[0] == "start"}
+    assert ends["ZeroshotCLIP"].endswith(" MODEL.BACKBONE.NAME ViT-B-16 MODEL.BACKBONE.TAG laion2b")
+    assert ends["ZeroshotCLIP2"].endswith(" MODEL.BACKBONE.NAME ViT-L-14 MODEL.BACKBONE.TAG dfn2b")
+    assert ends["CoOp_DHO"].endswith(" ".join((*student, *teacher, "OPTIM.LR 1")))
+
+
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_a_run_that_another_process_is_at_is_left_to_it(jobs, pretend, tmp_path):
     done, calls = pretend("scripts/table13.sh", "imagenet", METHODS="CoOp", FAIL="*/CoOp/*/seed2", CODE="3", JOBS=jobs)
@@ -226,8 +237,13 @@ def test_every_finished_run_is_evaluated_once_on_every_shifted_set(pretend, tmp_
     assert {call[4] for call in calls if call[0] == "start"} == {
         str(home / groups[0] / name / "seed2") for name in sets
     }
-    _, calls = pretend(*words, "DATALOADER.NUM_WORKERS", "0", SETS="imagenet_a")
-    assert len(started(calls)) == 4
+    os.utime(tmp_path / "out/mini/VPT_DHO" / groups[0] / "seed2/results.json", (later - 3600, later - 3600))
+    for expected in (4, 0):  # other words are other figures, in folders of their own
+        done, calls = pretend(*words, "TRAINER.DHO.ALPHA", "0.3", "A.PATH", "x/y", SETS="imagenet_a")
+        assert len(started(calls)) == expected
+    added = "_ALPHA_0.3_PATH_x_y"
+    assert done.stdout.splitlines()[-1] == f"tables --evaluations {home}/{groups[0]}{added} {home}/{groups[1]}{added}"
+    assert (pretend(*words)[0]).stdout.count("is complete: skipped") == 16
 
 
 def test_runs_that_look_at_no_label_are_evaluated_by_that_name(pretend, tmp_path):
