@@ -21,6 +21,13 @@ class Deadly(str):
 
 
 @pytest.fixture
+def children():
+    """Return a function that gives the processes that a test has started and that go on."""
+    before = set(multiprocessing.active_children())  # other tests' trainers may still hold some
+    return lambda: [one for one in multiprocessing.active_children() if one not in before]
+
+
+@pytest.fixture
 def image(tmp_path):
     """Return a function that writes an image of its own content and returns its path."""
     rng = np.random.default_rng(0)
@@ -130,7 +137,7 @@ def test_of_a_photo_that_is_too_large_the_limit_is_said(image, monkeypatch):
     assert "Make it smaller: up to 62 pixels are read" in found["reason"]
 
 
-def test_few_images_are_listed_ahead_of_those_that_were_read(image):
+def test_few_images_are_listed_ahead_of_those_that_were_read(image, children):
     path, taken = image("a.png"), []
 
     def paths():
@@ -142,7 +149,7 @@ def test_few_images_are_listed_ahead_of_those_that_were_read(image):
     assert len(next(looks)) == CHUNK
     assert len(taken) <= 4 * CHUNK
     looks.close()
-    assert not multiprocessing.active_children()
+    assert not children()
 
 
 def test_a_process_that_dies_costs_only_the_image_it_died_of(image):
@@ -171,26 +178,26 @@ def test_workers_whose_team_is_closed_read_no_further_image(image, monkeypatch):
     assert looking.look_at([path] * 3) == []
 
 
-def test_all_processes_are_started_before_the_first_image_is_read(image):
+def test_all_processes_are_started_before_the_first_image_is_read(image, children):
     """One that starts while others die of an image would be waited for for ever."""
     looks = look_at_all([image("a.png")], workers=2)
     next(looks)
-    assert len(multiprocessing.active_children()) == 2
+    assert len(children()) == 2
     looks.close()
 
 
-def test_a_killed_process_costs_no_image(image):
+def test_a_killed_process_costs_no_image(image, children):
     good = [image(f"{number}.png") for number in range(8)] * CHUNK
     found = []
     for chunk in look_at_all(good, workers=2):
         if not found:
-            multiprocessing.active_children()[0].kill()
+            children()[0].kill()
         found += chunk
     assert found == [look for chunk in look_at_all(good, workers=0) for look in chunk]
     assert not any(look.reason for look in found)
 
 
-def test_what_was_found_before_an_interruption_is_kept(image, tmp_path):
+def test_what_was_found_before_an_interruption_is_kept(image, tmp_path, children):
     paths = [str(tmp_path / "gone.jpg"), *[image("a.png")] * (3 * CHUNK)]
     verification = Verification({"train": images(*paths)})
 
@@ -202,7 +209,7 @@ def test_what_was_found_before_an_interruption_is_kept(image, tmp_path):
     assert verification.looked_at == CHUNK
     assert len(verification.equal_files()) == 1
     assert verification.report()[0] == f"{CHUNK} images read of {3 * CHUNK + 1}, then interrupted; 1 cannot be decoded"
-    assert not multiprocessing.active_children()
+    assert not children()
 
 
 def test_a_path_of_any_bytes_can_be_printed(tmp_path):
