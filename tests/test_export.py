@@ -26,9 +26,7 @@ CASES = {
     "LinearProbe_DHO": (("LinearProbe_DHO", *MLP), MIXED, False),
     "VPT_DHO": (("VPT_DHO",), (), False),
     "CoOp": (("CoOp",), (), True),
-    "CoOp_DHO": (("CoOp_DHO",), (), False),
     "PromptSRC_DHO": (("PromptSRC_DHO",), MIXED, True),
-    "ZeroshotCLIP": (("ZeroshotCLIP",), (), False),
     "Distill_DHO": (("Distill_DHO",), MIXED, False),
     "TipAdapterF": (("TipAdapterF",), (), False),
 }
@@ -150,7 +148,7 @@ def test_the_metadata_tells_how_images_are_prepared(finished_run, tmp_path, chan
 
 
 def test_the_text_tower_is_left_out(exported):
-    folder, run = exported["CoOp_DHO"]
+    folder, run = exported["PromptSRC_DHO"]
     clip = load_run(run).clip().model
     towers = 4 * sum(p.numel() for p in clip.visual.parameters())
     heads = 2 * 4 * 4 * 32

@@ -60,18 +60,6 @@ def check_run(folder, name, tested):
     return result
 
 
-def test_a_fine_grained_set_from_its_files_to_the_table(run, fine_grained_tree, settings, tmp_path):
-    name = "stanford_cars"
-    tree = fine_grained_tree(CONFIGS[name])
-    done = run("scripts/coop_dho.sh", name, "2", *SMALL, **settings)
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "out" / name / "CoOp_DHO/vit_b16_ep50_ctxv1_2shots/seed1"
-    result = check_run(folder, name, len(tree.parts["test"]))
-    row = next(line for line in done.stdout.splitlines() if line.startswith("CoOp + DHO"))
-    assert f"{result['metrics']['test']['accuracy']:.1f}" in row
-    assert "2 shots" in row
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_scripts_command_trains_on_each_fine_grained_set(asked, fine_grained_tree, settings, tmp_path, name):
     made = name == "dtd"  # its split; of the others there is the file
