@@ -8,7 +8,7 @@ from PIL import Image
 
 from dho_plugin.analysis.case_figures import case_rows
 from dho_plugin.engine.data import DatasetBase
-from dho_plugin.engine.decode import ImageFile
+from dho_plugin.engine.decode import read_image
 from dho_plugin.engine.identity import data_identity
 from dho_plugin.engine.registry import DATASET_REGISTRY
 from dho_plugin.errors import DataError, DHOError
@@ -33,10 +33,10 @@ def pictured_cases(found: Findings, root: str, count: int = 3) -> Iterator[Exhib
     kinds = found.cases(count)
     if not any(cases for _, cases in kinds.values()):
         return
+    upright = run_config(folder(found.runs[0]), root).INPUT.UPRIGHT
     items = run_data(found, root).test
     for number, (kind, (_, cases)) in enumerate(kinds.items()):
         if cases:
-            upright = run_config(folder(found.runs[0]), root).INPUT.UPRIGHT
             pictures = [thumbnail(items[case.index].impath, upright=upright) for case in cases]
             caption = f"Right: {kind}. Images of {found.main_set}, seed {found.first_read.get('seed')}."
             yield Exhibit(f"cases-{number + 1}", caption, case_rows(list(zip(pictures, cases, strict=True))))
@@ -67,7 +67,7 @@ def run_data(found: Findings, root: str) -> DatasetBase:
 
 def thumbnail(path: str, *, upright: bool = False) -> Image.Image:
     """Return an image's middle as a small square, turned as its EXIF data say if it is to be upright."""
-    image = ImageFile(path, upright).decode()[0]
+    image = read_image(path, upright)
     side = min(image.size)
     left, top = ((length - side) // 2 for length in image.size)
     return image.crop((left, top, left + side, top + side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)

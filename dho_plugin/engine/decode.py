@@ -106,13 +106,13 @@ class ImageFile:
             self._file.load()
 
 
-def read_image(path: str) -> Image.Image:
+def read_image(path: str, upright: bool = False) -> Image.Image:
     """Decode an image file of any colour mode at its full size, as RGB, 8 bits a channel: see `ImageFile`.
 
     Raises:
         UnreadableImageError: the file is missing, damaged, truncated, no image, or larger than Pillow's limit.
     """
-    return ImageFile(path).decode()[0]
+    return ImageFile(path, upright).decode()[0]
 
 
 @contextmanager
