@@ -26,7 +26,7 @@ setup(
         "torch>=2.11",
         "torchvision",
         "open_clip_torch>=3.0",
-        "timm>=1.0",
+        "timm>=1.0.17",
         "accelerate>=1.0",
         "yacs",
         "pyyaml",

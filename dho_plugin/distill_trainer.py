@@ -13,7 +13,7 @@ from dho_plugin.dho_trainer import DHOTrainer
 from dho_plugin.engine.data import ClassInfo, ImageList
 from dho_plugin.engine.rules import INITS, POSITIVE, check_rules, one_of
 from dho_plugin.errors import ConfigError
-from dho_plugin.models.backbones import LoadedBackbone, is_backbone, load_backbone, require_known
+from dho_plugin.models.backbones import LoadedBackbone, is_backbone, load_backbone, merging, require_known
 from dho_plugin.models.clip import LoadedCLIP
 from dho_plugin.models.student import BackboneStudent, Student
 
@@ -65,10 +65,8 @@ class DistillTrainer(DHOTrainer):
             if node.SIZE:
                 raise ConfigError(f"MODEL.BACKBONE.SIZE {node.SIZE}: {node.NAME} is a CLIP, whose weights say its size")
             return super().load_student()
-        if self.cfg.MODEL.TOME_R:
-            raise ConfigError(f"MODEL.TOME_R: tokens are merged in a CLIP's vision transformer, not in {node.NAME}")
         of_file = {"pretrained": node.PRETRAINED, "ckpt": node.CKPT, "size": node.SIZE}
-        return load_backbone(node.NAME, **of_file, weights=self.initial_weights)
+        return merging(load_backbone(node.NAME, **of_file, weights=self.initial_weights), self.cfg.MODEL.TOME_R)
 
     def build_student(self, clip: LoadedCLIP | LoadedBackbone, classes: Sequence[ClassInfo]) -> Student:
         """Return the encoder under a CE head."""

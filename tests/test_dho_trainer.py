@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dho_plugin.errors import ConfigError
+from dho_plugin.models.zeroshot import class_features
 
 
 def log_softmax(x):
@@ -103,6 +104,17 @@ def test_the_kd_head_may_have_an_optimizer_of_its_own(build):
     assert trainer._optims["kd_head"].defaults["lr"] == 0.123
     assert isinstance(trainer._optims["prompt_learner"], torch.optim.SGD)
     assert build("CoOp_DHO")._optims["kd_head"].defaults["lr"] == 0.002
+
+
+def test_the_templates_of_the_config_make_the_class_features(build):
+    templates = ("a sketch of {}.", "the {} in snow.")
+    trainer = build("LinearProbe_DHO", "DATASET.TEMPLATES", str(templates))
+    names = [info.name for info in trainer.classes]
+    heads = {"own": (trainer.clip(), trainer.kd_head), "teacher": (trainer.load_teacher(), trainer.teacher.model.head)}
+    for name, (clip, head) in heads.items():
+        rows = head.weight.detach() / head.weight.detach().norm(dim=1, keepdim=True)
+        torch.testing.assert_close(rows, class_features(clip, names, templates), rtol=1e-4, atol=1e-5, msg=name)
+        assert not torch.allclose(rows, class_features(clip, names, ("a photo of a {}.",)), atol=1e-3), name
 
 
 SETTINGS = [

@@ -106,6 +106,40 @@ def test_the_loss_of_a_step(build, name, weight):
     assert loss == pytest.approx(expected.item(), rel=1e-5)
 
 
+def binary_kl(kd, p):
+    """Return DHKD's loss of one batch, class by class, at temperature 3 and weight 0.2."""
+    s, t = torch.sigmoid(kd / 3), torch.sigmoid(p / 3)
+    divergence = t * (t / s).log() + torch.special.xlogy(1 - t, (1 - t) / (1 - s))
+    return 0.2 * 9 * divergence.sum(1).mean()
+
+
+SWITCHED = [
+    ("Distill_DHO", "TRAINER.DHO.KD_ETA2 False", lambda kd, p: kl(p[:4], kd[:4]) / 4 + kl(p[4:], kd[4:]) / 4),
+    (
+        "Distill_DHO",
+        "TRAINER.DHO.KD_ETA2 False TRAINER.DHO.ETA 5",
+        lambda kd, p: (kl(p[:4], kd[:4], 5) + kl(p[4:], kd[4:], 5)) / 25,
+    ),
+    ("Distill_SSKD", "TRAINER.DISTILL.SOFT_LABELS False", lambda kd, p: kl(p[4:], kd[4:])),
+    (
+        "Distill_DHKD",
+        "TRAINER.DISTILL.BINARY_NORM False TRAINER.DISTILL.BINARY_T 3 TRAINER.DISTILL.BINARY_WEIGHT 0.2",
+        lambda kd, p: binary_kl(kd[:4], p[:4]) + binary_kl(kd[4:], p[4:]),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "taught"), SWITCHED)
+def test_the_loss_of_a_step_with_other_settings(build, name, options, taught):
+    trainer = build(name, "TRAINER.DHO.LAMBDA", "0.3", *options.split())
+    batches, loss = step(trainer)
+    with torch.no_grad():
+        z, _, p = outputs(trainer, batches)
+        ce = cross_entropy(linear(trainer.student.ce_head, z)[:4], batches[0]["label"])
+        expected = 0.3 * ce + 0.7 * taught(linear(trainer.net.kd_head, z), p)
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_feature_distillation_without_labels_is_classified_by_the_teachers_text_features(build):
     trainer = build("Distill_KDFeature")
     batches, _ = step(trainer)

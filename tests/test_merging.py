@@ -41,12 +41,23 @@ def test_a_merging_model_is_exported(finished_run, tmp_path):
     assert max(export(trainer, torch_export=str(tmp_path / "m.pt2")).values()) <= 1e-5
 
 
+def test_a_transformer_of_timm_answers_with_fewer_tokens(shared_command, finished_run, tmp_path):
+    _, images = finished_run("LinearProbe_DHO")
+    words = ("MODEL.BACKBONE.NAME", "test_vit", "MODEL.BACKBONE.SIZE", "64", "TEST.SHIFTED", "()")
+    assert main(shared_command("Distill_DHO", tmp_path / "run", *words)) == 0
+    plain, few = (load_run(tmp_path / "run", ["MODEL.TOME_R", r], exact=True) for r in ("0", "3"))
+    assert few.clip().image_path.name == "token merging"
+    a, b = (list(predict(trainer, find_images([str(images)]))) for trainer in (plain, few))
+    assert [guess.best for guess in a] != [guess.best for guess in b]
+    assert max(export(few, torch_export=str(tmp_path / "m.pt2")).values()) <= 1e-5
+
+
 @pytest.mark.parametrize(
     ("trainer", "options", "said"),
     [
         ("LinearProbe_DHO", ("MODEL.TOME_R", "4"), "train with 0, tokens are merged at inference"),
         ("VPT", ("MODEL.TOME_R", "4"), "beside visual prompts no tokens are merged"),
-        ("Distill_CE", ("MODEL.TOME_R", "4"), "not in test_resnet"),
+        ("Distill_CE", ("MODEL.TOME_R", "4"), "tokens cannot be merged in test_resnet"),
         ("LinearProbe", ("MODEL.TOME_R", "-1"), "MODEL.TOME_R is -1"),
     ],
 )

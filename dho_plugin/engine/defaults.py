@@ -78,7 +78,7 @@ DEFAULTS = {
         "IMAGE_TOWER": "auto",  # ours: auto (of the last layer only the class token, where that is exact) | plain
         "COMPILE": False,  # ours: frozen image encoders of student and teacher run under torch.compile
         "CHANNELS_LAST": False,  # ours: convolutions of student and teacher keep the channels of a pixel together
-        "TOME_R": 0,  # ours, at inference: tokens that each layer of a CLIP's vision transformer merges (ToMe)
+        "TOME_R": 0,  # ours, at inference: tokens that each layer of a vision transformer merges (ToMe)
         "IMAGE_CHECKPOINTING": False,  # ours: visual prompts' activations are computed again in the backward
     },
     "OPTIM": {

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import open_clip
@@ -16,6 +16,7 @@ from dho_plugin.models.image_encoder import ImagePath
 from dho_plugin.models.mini import MINI_MODELS
 from dho_plugin.models.mini.resnet import MINI_BACKBONES, build_mini_backbone
 from dho_plugin.models.names import HOST_NAMES
+from dho_plugin.models.tome import merging_timm, timm_obstacle
 
 HUB_PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -47,6 +48,7 @@ class LoadedBackbone:
         feature_dim: D.
         origin: where its weights come from, for the log.
         zeta: temperature of a cosine head on its features; it has none of its own, so it is OpenAI's.
+        tome_r: how many tokens each layer merges, MODEL.TOME_R.
     """
 
     name: str
@@ -55,6 +57,7 @@ class LoadedBackbone:
     feature_dim: int
     origin: str
     zeta: float = 0.01
+    tome_r: int = 0
 
     @property
     def visual(self) -> nn.Module:
@@ -69,11 +72,11 @@ class LoadedBackbone:
     @property
     def image_path(self) -> ImagePath:
         """The way through the encoder, for the log."""
-        return ImagePath("plain", f"{self.name}, {self.origin}")
+        return ImagePath("token merging" if self.tome_r else "plain", f"{self.name}, {self.origin}")
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Encode normalized images (B, 3, S, S) into features (B, D)."""
-        return self.model(images)
+        return merging_timm(self.model, images, self.tome_r) if self.tome_r else self.model(images)
 
 
 def is_backbone(name: str, tag: str = "") -> bool:
@@ -149,6 +152,17 @@ def load_backbone(
         origin = f"pretrained ({model.pretrained_cfg.get('tag') or name})"
     preprocess = _preprocess(model, size, published=pretrained and (not ckpt or "." in name))
     return LoadedBackbone(name, model.float().train(), preprocess, feature_dim(model), origin)
+
+
+def merging(loaded: LoadedBackbone, r: int) -> LoadedBackbone:
+    """Return the encoder with r tokens merged in each of its layers, MODEL.TOME_R; with r = 0 as it is.
+
+    Raises:
+        ConfigError: it is no transformer of timm that tokens can be merged in.
+    """
+    if r and (obstacle := timm_obstacle(loaded.model)):
+        raise ConfigError(f"MODEL.TOME_R is {r}: tokens cannot be merged in {loaded.name}: {obstacle}; set it to 0")
+    return replace(loaded, tome_r=r)
 
 
 def feature_dim(model: nn.Module) -> int:

@@ -1,14 +1,17 @@
 """Token merging at inference (ToMe, Bolya et al., ICLR 2023): each layer makes one token of each of the r best pairs.
 
-The published library patches timm's transformers alone, so this is written anew, from the paper, for open_clip's.
+The published library patches timm's transformers alone, and leaves out their LayerScale, so this is written anew, from
+the paper, for open_clip's and timm's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from open_clip.transformer import Transformer
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
@@ -53,11 +56,50 @@ def merged(values: Tensor, matching: Matching) -> Tensor:
     return torch.cat([a.gather(1, rows[0]), b.scatter_add(1, rows[2], a.gather(1, rows[1]))], dim=1)
 
 
-def merging_block(block: nn.Module, x: Tensor, sizes: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """Run a plain block of open_clip with proportional attention and merge r tokens between attention and MLP.
+class BlockParts(NamedTuple):
+    """What merging needs of a transformer's block, whoever wrote it.
+
+    Attributes:
+        project: tokens (N, L, W) -> their queries, keys and values, (3, N, H, L, d).
+        out: what attention gave, (N, L, W) -> what is added to the tokens.
+        mlp: tokens (N, L, W) -> what is added to them behind the merging.
+    """
+
+    project: Callable[[Tensor], Tensor]
+    out: Callable[[Tensor], Tensor]
+    mlp: Callable[[Tensor], Tensor]
+
+
+def of_open_clip(block: nn.Module) -> BlockParts:
+    """Return the parts of a plain block of open_clip."""
+    attn = block.attn
+
+    def project(x: Tensor) -> Tensor:
+        rows = projected(block, block.ln_1(x).flatten(0, 1))
+        return rows.view(*x.shape[:2], 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+
+    return BlockParts(project, lambda y: block.ls_1(attn.out_proj(y)), lambda x: block.ls_2(block.mlp(block.ln_2(x))))
+
+
+def of_timm(block: nn.Module) -> BlockParts:
+    """Return the parts of a plain block of timm, as it is in evaluation: nothing is dropped."""
+    attn = block.attn
+
+    def project(x: Tensor) -> Tensor:
+        rows = attn.qkv(block.norm1(x))
+        q, k, v = rows.view(*x.shape[:2], 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+        return torch.stack([attn.q_norm(q), attn.k_norm(k), v])
+
+    return BlockParts(
+        project, lambda y: block.ls1(attn.proj(attn.norm(y))), lambda x: block.ls2(block.mlp(block.norm2(x)))
+    )
+
+
+def merging_block(parts: BlockParts, x: Tensor, sizes: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """Run a block with proportional attention and merge r tokens between attention and MLP.
 
     Args:
-        block: the block.
+        parts: the block's.
         x: (N, L, W) tokens, the class token first.
         sizes: (N, L, 1), of how many tokens each one is the mean.
         r: tokens to merge.
@@ -65,16 +107,14 @@ def merging_block(block: nn.Module, x: Tensor, sizes: Tensor, r: int) -> tuple[T
     Returns:
         Tokens (N, L - r, W) and sizes (N, L - r, 1).
     """
-    attn, length = block.attn, x.shape[1]
-    rows = projected(block, block.ln_1(x).flatten(0, 1))
-    q, k, v = rows.view(-1, length, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)  # (N, H, L, d) each
+    q, k, v = parts.project(x)
     attended = scaled_dot_product_attention(q, k, v, attn_mask=_weights(sizes).unsqueeze(1).to(q.dtype))
-    x = x + block.ls_1(attn.out_proj(attended.transpose(1, 2).flatten(2)))
-    if r and length > 2:
+    x = x + parts.out(attended.transpose(1, 2).flatten(2))
+    if r and x.shape[1] > 2:
         matching = bipartite_matching(k.mean(dim=1), r)
         total = merged(sizes, matching)
         x, sizes = merged(x * sizes, matching) / total, total
-    return x + block.ls_2(block.mlp(block.ln_2(x))), sizes
+    return x + parts.mlp(x), sizes
 
 
 def merging_tower(transformer: Transformer, x: Tensor, r: int) -> Tensor:
@@ -85,8 +125,34 @@ def merging_tower(transformer: Transformer, x: Tensor, r: int) -> Tensor:
     *blocks, last = transformer.resblocks
     sizes = torch.ones_like(x[..., :1])
     for block in blocks:
-        x, sizes = merging_block(block, x, sizes, r)
+        x, sizes = merging_block(of_open_clip(block), x, sizes, r)
     return first_token(last, x, _weights(sizes))
+
+
+def timm_obstacle(model: nn.Module) -> str:
+    """Return why tokens of an image encoder of timm cannot be merged, or ""."""
+    if type(model) is not VisionTransformer:
+        return f"it is a {type(model).__name__}, no plain vision transformer"
+    if model.attn_pool is not None or model.global_pool != "token":
+        return f"its feature is pooled by {'attention' if model.attn_pool is not None else repr(model.global_pool)}"
+    if model.num_prefix_tokens != 1:
+        return f"{model.num_prefix_tokens} of its tokens are no part of the image, where one, the class token, is known"
+    plain = (type(b) is Block and type(b.attn) is Attention for b in model.blocks)
+    if not all(plain) or any(getattr(b.attn, "gate", None) is not None for b in model.blocks):
+        return "its attention is not plain multi-head attention"
+    return ""
+
+
+def merging_timm(model: VisionTransformer, images: Tensor, r: int) -> Tensor:
+    """Return the features (B, D) of images (B, 3, H, W); each layer of timm's transformer but the last merges r tokens.
+
+    The feature is the class token's, which no merging behind the last attention changes.
+    """
+    x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
+    sizes, last = torch.ones_like(x[..., :1]), len(model.blocks) - 1
+    for layer, block in enumerate(model.blocks):
+        x, sizes = merging_block(of_timm(block), x, sizes, r if layer < last else 0)
+    return model.forward_head(model.norm(x))
 
 
 def _weights(sizes: Tensor) -> Tensor:

@@ -48,3 +48,26 @@ def test_views_are_what_the_config_says(settings, expected):
     streams.cfg = get_cfg_default()
     streams.cfg.merge_from_list(settings)
     assert streams.view_spec() == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "own_size", "expected"),
+    [
+        ("train_x", 0, 10 // 4),
+        ("train_u", 0, 40 // 4),
+        ("smaller_one", 0, 10 // 4),
+        ("train_u", 30, 40 // 30),
+        ("smaller_one", 30, 40 // 30),
+        ("train_u", 50, 1),  # fewer images than a batch: a step all the same
+    ],
+)
+def test_how_many_steps_an_epoch_has(count, own_size, expected):
+    streams = TrainingStreams()
+    streams.dataset = SimpleNamespace(train_x=range(10), train_u=range(30))
+    streams.cfg = get_cfg_default()
+    settings = ["TRAIN.COUNT_ITER", count, "DATALOADER.TRAIN_X.BATCH_SIZE", 4, "OPTIM.MAX_EPOCH", 7]
+    if own_size:
+        settings += ["DATALOADER.TRAIN_U.SAME_AS_X", False, "DATALOADER.TRAIN_U.BATCH_SIZE", own_size]
+    streams.cfg.merge_from_list(settings)
+    assert streams.steps_per_epoch() == expected
+    assert streams.total_steps() == 7 * expected

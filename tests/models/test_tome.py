@@ -7,13 +7,15 @@ import math
 import open_clip
 import pytest
 import torch
+from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 
 from dho_plugin.errors import ConfigError
+from dho_plugin.models.backbones import LoadedBackbone, load_backbone, merging
 from dho_plugin.models.clip import load_clip
 from dho_plugin.models.deep_prompts import VisualPrompts
 from dho_plugin.models.image_encoder import encode_image, image_path
 from dho_plugin.models.image_tower import PromptedImageTower
-from dho_plugin.models.tome import bipartite_matching, merged, merging_tower
+from dho_plugin.models.tome import bipartite_matching, merged, merging_tower, timm_obstacle
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 
@@ -88,6 +90,79 @@ class MergingReference:
             hidden * torch.sigmoid(1.702 * hidden), name + "mlp.c_proj.weight", name + "mlp.c_proj.bias"
         )
         return x, [sum(sizes[i] for i in g) for g in groups]
+
+
+@pytest.fixture
+def tiny_vit():
+    """Return timm's transformer with LayerScale and all norms that a plain block may have."""
+    torch.manual_seed(3)
+    norms = dict.fromkeys(("pre_norm", "qk_norm", "scale_attn_norm", "scale_mlp_norm"), True)
+    model = VisionTransformer(32, 8, embed_dim=24, depth=3, num_heads=2, init_values=0.7, num_classes=0, **norms)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return LoadedBackbone("tiny", model.double().eval(), None, 24, "from scratch")
+
+
+def timm_reference(model, image, r):
+    """Return the feature of one image by the published formulas, from the parts of a transformer of timm."""
+    x = model.norm_pre(model._pos_embed(model.patch_embed(image[None])))[0]
+    sizes = [1.0] * len(x)
+    for block in model.blocks:
+        rows = block.attn.qkv(block.norm1(x)).view(len(x), 3, 2, -1)  # (L, 3, heads, d)
+        attended, keys = [], []
+        for head in range(2):
+            q, k, v = (rows[:, part, head] for part in range(3))
+            q, k = block.attn.q_norm(q), block.attn.k_norm(k)
+            weights = (q @ k.T / math.sqrt(q.shape[1])).exp() * torch.tensor(sizes, dtype=torch.float64)
+            attended.append(weights / weights.sum(1, keepdim=True) @ v)
+            keys.append(k)
+        x = x + block.ls1.gamma * block.attn.proj(block.attn.norm(torch.cat(attended, 1)))
+        groups = groups_of((sum(keys) / 2).tolist(), r)
+        x = torch.stack([sum(sizes[i] * x[i] for i in g) / sum(sizes[i] for i in g) for g in groups])
+        x = x + block.ls2.gamma * block.mlp(block.norm2(x))
+        sizes = [sum(sizes[i] for i in g) for g in groups]
+    return model.norm(x)[0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("r", [1, 3, 8])
+def test_features_of_timm_s_transformers_as_published(tiny_vit, r):
+    images = IMAGES.double()
+    found = merging(tiny_vit, r).encode_image(images)
+    expected = torch.stack([timm_reference(tiny_vit.model, image, r) for image in images])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    whole = tiny_vit.encode_image(images)
+    assert (found - whole).abs().max() > 1e-5
+    assert merging(tiny_vit, 0).encode_image(images).equal(whole)
+    assert merging(tiny_vit, r).image_path.name == "token merging"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("test_resnet", "it is a ResNet, no plain vision transformer"),
+        ("mini-resnet", "it is a ResNet, no plain vision transformer"),
+        ("test_vit", ""),
+        ("test_vit2", "its feature is pooled by 'avg'"),
+        ("test_vit3", "its feature is pooled by attention"),
+    ],
+)
+def test_which_encoders_of_timm_merge(name, said):
+    loaded = load_backbone(name, pretrained=False)
+    if not said:
+        assert merging(loaded, 2).tome_r == 2
+        return
+    with pytest.raises(ConfigError, match=rf"TOME_R is 2: tokens cannot be merged in {name}: .*{said}"):
+        merging(loaded, 2)
+    assert merging(loaded, 0).image_path.name == "plain"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"reg_tokens": 2}, "3 of its tokens are no part"), ({"block_fn": ResPostBlock}, "not plain")]
+)
+def test_which_transformers_of_timm_do_not(options, said):
+    model = VisionTransformer(32, 8, embed_dim=8, depth=1, num_heads=1, num_classes=0, **options)
+    assert said in timm_obstacle(model)
 
 
 def in_float64(clip):
