@@ -14,7 +14,7 @@ from dho_plugin.errors import run_command
 from dho_plugin.head_rows import compare_heads, with_heads
 from dho_plugin.paired import compare, format_comparisons
 from dho_plugin.paper import beside_the_papers
-from dho_plugin.paper_distill import TABLES, beside_the_papers_table, with_means
+from dho_plugin.paper_distill import OWN, TABLES, beside_the_papers_table, with_means
 from dho_plugin.results import find_evaluations, find_results
 from dho_plugin.rows import Row, Score, build_rows, shown_columns
 from dho_plugin.wide import widen, widen_comparisons
@@ -82,7 +82,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--paper", action="store_true", help="put the paper's rows beside ours (runs on imagenet only)")
     parser.add_argument(
-        "--paper-table", choices=TABLES, help="put this table of the paper beside ours, in the place of Table 13"
+        "--paper-table",
+        choices=(*TABLES, OWN),
+        help="put this table of the paper beside ours, in the place of Table 13; own: those rows of 1 and 12 that have "
+        "one of ours beside them",
     )
     parser.add_argument("--mean", action="store_true", help="add the means over the data sets, the paper's beside them")
     parser.add_argument(

@@ -37,6 +37,7 @@ ViT-B/16 10% ViT-H/14 82.8 73.6 50.7 67.7 37.8
 ViT-L/14 1% ViT-H/14 84.6 77.0 61.5 79.9 60.8
 ViT-L/14 10% ViT-H/14 85.9 77.8 61.7 82.8 64.4
 """
+TEACHER_H = "ViT-H-14-378-quickgelu (zero-shot)"
 AMOUNTS = ("-", "1 shot", "2 shots", "4 shots", "8 shots", "16 shots")
 NAMES = {"KD": "KD (logit)", "CE+KD (feature)": "CE + KD (feature)", "CE+KD (logit)": "CE + KD (logit)"}
 
@@ -139,6 +140,21 @@ def test_the_papers_rows_stand_behind_ours_of_the_same_student_method_and_shots(
         *AMOUNTS[1:5], "16 shots", "16 shots",
     ]  # fmt: skip
     assert first
+
+
+def test_of_the_papers_rows_those_that_ours_are_about(tmp_path, capsys):
+    write(tmp_path, "Distill_DHO", "dino_resnet50 DHO", shots=4)
+    write(tmp_path, "Distill_KD", "dino_resnet50 KD (logit)")
+    write(tmp_path, "Distill_DHO", "mobilenetv2_100 from scratch DHO", shots=4)
+    write(tmp_path, "ZeroshotCLIP2", "CLIP zero-shot RN50", shots=None, teacher=None, unlabeled=False)
+    write(tmp_path, "Distill_DHO", "ViT-B/16 DHO", shots=None, labeled_percent=1.0, teacher=TEACHER_H)
+    rows = [row for row in shown(capsys, tmp_path, "--paper-table", "own") if row["Source"] == "paper"]
+    assert [(row["Method"], row["Labeled"], row["Val"]) for row in rows] == [
+        ("CLIP zero-shot RN50", "-", "60.3"),
+        ("ViT-B/16 DHO", "1%", "81.6"),
+        ("dino_resnet50 KD (logit)", "-", "61.0"),
+        ("dino_resnet50 DHO", "4 shots", "62.5"),
+    ]
 
 
 def test_dho_is_compared_with_every_other_method_seed_by_seed(tmp_path):

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent.parent
 STAND_IN = """#!/usr/bin/env bash
 case "$2" in
   dho_plugin.train | torch.distributed.run) ;;
-  dho_plugin.tables) shift 2; echo "tables $*"; exit 0 ;;
+  dho_plugin.tables | dho_plugin.ood) name=${{2#*.}}; shift 2; echo "$name $*"; exit 0 ;;
   dho_plugin.data.mini) exit 0 ;;
   *) exec {python} "$@" ;;
 esac

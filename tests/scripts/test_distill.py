@@ -53,9 +53,9 @@ def test_a_students_setting(words, folder, teacher, pretend):
     assert call[-2:] == ["A.B", "-1"]
     assert ("MODEL.BACKBONE.NAME regnety_002" in " ".join(call)) == ("regnety" in words)
     assert ("MODEL.BACKBONE.NAME mobilenetv2_100" in " ".join(call)) == (words == "imagenet 4 mobilenetv2")
-    shown = [Path(word).name for word in table(done)[:-1]]
+    shown = [Path(word).name for word in table(done) if "/" in word]
     assert shown == [teacher, folder]
-    assert table(done)[-1] == "--paired"
+    assert table(done)[-1] == ("own" if words.startswith("imagenet") else "--paired")
 
 
 def test_compare_runs_every_baseline_those_without_labels_in_a_folder_of_their_own(pretend):
@@ -87,7 +87,8 @@ def test_table_1(pretend):
 def test_table_1_on_mini(pretend):
     done, calls = pretend("scripts/table1.sh", "mini", "A.B", "c", SEEDS="1")
     assert done.returncode == 0, done.stderr
-    assert len(runs(calls)) == 2 * (2 + 3 * 6)
+    assert len(runs(calls)) == 2 * (2 + 3 * 7)
+    assert len([call for call in calls if "TipAdapterF" in call]) == 3  # DHO-F's teachers are those of both students
     assert all(call[-2:] == ["A.B", "c"] for call in calls if call[0] == "start" and "Distill" in call[2])
     assert "--paper-table" not in table(done)
 
@@ -122,6 +123,13 @@ def test_tables_4_and_12_share_their_runs(pretend):
     assert runs(calls) == [f"Distill_DHO/vit_b16_from_l14_ep32_{p}percent/seed1" for p in (1, 10)]
     assert zero_shots(calls) == ["ZeroshotCLIP2/vit_l14_336"]
     assert table(done)[-2:] == ["--paper-table", "12"]
+    assert "\nAt beta 1.0:\n" in done.stdout
+    folders = ("vit_b16_from_l14", "vit_b16", "vit_l14_336")
+    rescored = next(line.split() for line in done.stdout.splitlines() if line.startswith("ood "))
+    assert [Path(word).parts[-3:] for word in rescored[1:-2]] == [
+        ("Distill_DHO", f"{name}_ep32_{p}percent", "seed1") for name in folders for p in (1, 10)
+    ]
+    assert rescored[-2:] == ["--beta", "1"]
     done, calls = pretend("scripts/table12.sh", "mini", SEEDS="1")
     assert runs(calls) == [f"Distill_DHO/mini_student_{p}percent/seed1" for p in (1, 10)]
     assert zero_shots(calls) == ["ZeroshotCLIP/mini", "ZeroshotCLIP2/mini"]
@@ -159,14 +167,20 @@ def test_figure_5(pretend):
     settings = {"SEEDS": "1", "SHOTS": "1", "METHODS": "CE DHO"}
     done, calls = pretend("scripts/fig5.sh", "A.B", "c", **settings)
     assert done.returncode == 0, done.stderr
-    assert len(runs(calls)) == 10 * 2
+    assert len(runs(calls)) == 10 * 2 * 2
     sets = {Path(call[4]).parts[-4] for call in calls if call[0] == "start" and "Distill" in call[2]}
     assert len(sets) == 10
     assert all((ROOT / f"configs/datasets/{name}.yaml").is_file() for name in sets)
     assert table(done)[-1] == "--mean"
-    assert len(table(done)) == 10 * 3 + 1
+    assert len(table(done)) == 10 * 5 + 1
+    done, calls = pretend("scripts/fig5.sh", DATASETS="dtd", **{**settings, "METHODS": "", "STUDENTS": "resnet18"})
+    made = {run.split("/")[0] for run in runs(calls)} | {"Distill_CE"}  # that of CE is there
+    assert made == {f"Distill_{name}" for name in ("KD", "CE", "CEKDFeature", "CEKD", "DHO")}
+    assert any("TipAdapterF" in call for call in calls)
     done, calls = pretend("scripts/fig5.sh", DATASETS="dtd eurosat", STUDENT="mobilenetv2", **settings)
-    assert {Path(run).parts[1] for run in runs(calls)} == {"mobilenetv2_ep200_1shots"}
+    assert not runs(calls)  # they are there
+    shown = {Path(word).name for word in table(done) if "Distill" in word}
+    assert shown == {"mobilenetv2_ep200_1shots"}
     done, calls = pretend("scripts/fig5.sh", DATASETS="dtd", STUDENTS="mobilenetv2 vit_b16", **settings)
     assert {Path(run).parts[1] for run in runs(calls)} == {"vit_b16_ep32_1shots"}  # the other's are there
     assert any("mobilenetv2_ep200" in word for word in table(done))
@@ -251,7 +265,7 @@ def test_one_student_from_a_file_has_runs_beside_those_from_scratch(student, pre
         assert done.returncode == 0, done.stderr
         assert runs(calls) == [f"Distill_DHO/resnet18_scratch_ep20_4shots{added}{end}/seed1"]
         assert ("MODEL.BACKBONE.CKPT" in " ".join(calls[-2])) == bool(file)
-        assert table(done)[-2].endswith(f"_4shots{added}{end}")
+        assert table(done)[-4].endswith(f"_4shots{added}{end}")
 
 
 def test_one_s_own_words_for_the_student_s_weights_are_in_force(pretend):
@@ -286,7 +300,7 @@ def test_a_folder_among_figure_5_s_sets_leaves_the_others_where_they_are(pretend
     done, calls = pretend("scripts/fig5.sh", **words)
     assert done.returncode == 0, done.stderr
     roots = [call[call.index("--root") + 1] for call in calls if call[0] == "start" and "Distill" in call[2]]
-    assert roots == ["/sets", str(tmp_path), "/sets"]
+    assert roots == [*["/sets"] * 2, *[str(tmp_path)] * 2, *["/sets"] * 2]  # two students each
 
 
 # Tuning ------------------------------------------------------------------------------------------------------------
