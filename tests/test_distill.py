@@ -106,6 +106,15 @@ def test_the_loss_of_a_step(build, name, weight):
     assert loss == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_ce_learns_from_labels_alone_whatever_lambda_is(build):
+    trainer = build("Distill_CE", "TRAINER.DHO.LAMBDA", "0.3")
+    batches, loss = step(trainer)
+    assert len(batches) == 1
+    with torch.no_grad():
+        logits = linear(trainer.student.ce_head, trainer.student.backbone(batches[0]["img"]))
+    assert loss == pytest.approx(cross_entropy(logits, batches[0]["label"]).item(), rel=1e-5)
+
+
 def binary_kl(kd, p):
     """Return DHKD's loss of one batch, class by class, at temperature 3 and weight 0.2."""
     s, t = torch.sigmoid(kd / 3), torch.sigmoid(p / 3)

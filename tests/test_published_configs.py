@@ -166,6 +166,9 @@ def test_the_settings_of_distillation_are_table_6s(name):
     alpha_beta = {"resnet18_scratch_ep20": (0.4, 0.5), "dino_resnet50_ep20": (0.4, 0.5)}
     if "ep200" not in name:  # there they are chosen on validation images
         assert (cfg["TRAINER.DHO.ALPHA"], cfg["TRAINER.DHO.BETA"]) == alpha_beta.get(name, (0.5, 0.5))
+    assert cfg["TRAINER.DISTILL.PREC"] == "amp"
+    assert cfg["TRAINER.DHO.TEACHER.TAG"] == ("dfn5b" if "ViT-H" in cfg["TRAINER.DHO.TEACHER.NAME"] else "")
+    assert cfg["DATALOADER.TRAIN_U.SAME_AS_X"]  # as many unlabeled images as labeled ones
     assert cfg["TRAIN.ACCUMULATION"] == (4 if name == "vit_l14_336_ep32" else 1)
     heads = ("TRAINER.DHO.KD_HEAD", "TRAINER.DHO.INIT", "TRAINER.DISTILL.INIT")
     expected = ("cosine", "language", "language") if name.startswith("vit") else ("linear", "kaiming", "kaiming")
