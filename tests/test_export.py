@@ -28,6 +28,7 @@ CASES = {
     "CoOp": (("CoOp",), (), True),
     "PromptSRC_DHO": (("PromptSRC_DHO",), MIXED, True),
     "Distill_DHO": (("Distill_DHO",), MIXED, False),
+    "Distill_SSKD": (("Distill_SSKD",), (), True),
     "TipAdapterF": (("TipAdapterF",), (), False),
 }
 FILES = [(case, kind) for case, (*_, onnx) in CASES.items() for kind in ("torch", *(["onnx"] if onnx else []))]
@@ -112,13 +113,14 @@ def test_the_files_say_how_they_are_used(exported, case, kind):
     trainer, about = load_run(run), json.loads((folder / f"from_{kind}.json").read_text())
     assert about["classes"] == [info.name for info in trainer.classes]
     assert about["class_keys"] == [info.key for info in trainer.classes]
-    assert (about["alpha"], about["beta"]) == (mixing(case) if trainer.dho else (None, None))
+    two = trainer.kd_head is not None  # SSKD's second head is of training alone
+    assert (about["alpha"], about["beta"]) == (mixing(case) if two else (None, None))
     pre = trainer.student_preprocess
     assert about["preprocess"]["size"] == pre.size == 32
     assert about["preprocess"]["mean"] == list(pre.mean)
     assert about["preprocess"]["std"] == list(pre.std)
     assert about["preprocess"]["interpolation"] == "bicubic"
-    assert about["outputs"] == ["probabilities", "logits_ce", "logits_kd"][: 3 if trainer.dho else 2]
+    assert about["outputs"] == ["probabilities", "logits_ce", "logits_kd"][: 3 if two else 2]
 
 
 def as_told(about: dict, image: Image.Image) -> torch.Tensor:
