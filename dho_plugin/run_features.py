@@ -84,6 +84,6 @@ def _features(trainer, items: ImageList, title: str) -> Labeled:
         on = trainer.to_device(batch)
         z = on["features"] if "features" in on else trainer.student.features(on["img"])
         features.append(z.float().cpu())
-        labels.append(batch["label"])
+        labels.append(batch["label"].cpu())  # stored features come with labels on the device
     kept = torch.cat(labels) >= 0  # -1: unreadable
     return torch.cat(features)[kept], torch.cat(labels)[kept]

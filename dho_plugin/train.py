@@ -189,8 +189,9 @@ def run(args: argparse.Namespace) -> None:
 
 def agree(cfg, complete: bool):
     """Return the config with the main process's seed, and whether it found the run complete, on all processes."""
-    from dho_plugin.engine.device import on_cpu
+    from dho_plugin.engine.device import check_devices, on_cpu
 
+    check_devices(cfg)  # before they speak to each other over them
     seed, complete = agreed((cfg.SEED, complete), on_cpu=on_cpu(cfg))
     cfg = cfg.clone()
     cfg.defrost()

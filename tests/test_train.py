@@ -301,6 +301,7 @@ def test_processes_without_a_gpu_each_are_refused(command, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")  # said before they would speak to each other
     assert main([*command("CoOp", "run"), "USE_CUDA", "True"]) == 2
     assert "2 processes (the scripts' PROCESSES) for 1 GPUs" in capsys.readouterr().err
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from dho_plugin.errors import ConfigError
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+# How long processes wait for each other: while one of them lists ImageNet on a cold disk, NCCL's own ten minutes pass.
+PATIENCE = timedelta(hours=6)
 ROWS_AT_ONCE = 4096  # rows that each process hands over at once: bounds what lies on the device
 
 
@@ -52,7 +55,7 @@ def agreed(value: T, *, on_cpu: bool) -> T:
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    PartialState(cpu=on_cpu)
+    PartialState(cpu=on_cpu, timeout=PATIENCE)
     return broadcast_object_list([value])[0]
 
 

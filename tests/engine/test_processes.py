@@ -1,7 +1,10 @@
 import pytest
 import torch
+from accelerate import PartialState
 
 from dho_plugin.engine import processes
+from dho_plugin.engine.config import get_cfg_default
+from dho_plugin.engine.device import build_accelerator
 from dho_plugin.engine.processes import check_divides, gather_rows, only_main_prints, share
 from dho_plugin.errors import ConfigError
 
@@ -61,3 +64,13 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(batch, parts):
     with pytest.raises(ConfigError, match=f"SIZE is {batch}.*among {parts}"):
         check_divides("SIZE", batch, parts)
     check_divides("SIZE", batch * parts, parts)
+
+
+def test_a_second_trainer_of_a_process_has_a_device_and_precision_of_its_own():
+    cfg = get_cfg_default()
+    cfg.USE_CUDA = False
+    first = build_accelerator(cfg, "bf16")
+    assert first.mixed_precision == "bf16"
+    PartialState().device = torch.device("meta")  # as if it had computed on a GPU
+    second = build_accelerator(cfg, "fp32")
+    assert (second.device.type, second.mixed_precision) == ("cpu", "no")
