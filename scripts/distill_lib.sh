@@ -87,8 +87,8 @@ distill_methods() {
     own=("${STUDENT_PAIRS[@]}" "${TUNED[@]}")
     case $method in
       KD | KDFeature) without_labels "$method" "${own[@]}" "$@" ;;
-      DHO-F) # lib.sh trains the few-shot teachers
-        CONFIG=$TEACHER few_shot_teachers
+      DHO-F) # its few-shot teachers are there
+        CONFIG=$TEACHER name_teachers
         train_seeds Distill_DHO "$SETTING" "${VARIANT}_few_shot" "${own[@]}" "${TEACHER_PAIRS[@]}" "$@"
         ;;
       *) train_seeds "Distill_$method" "$SETTING" "$VARIANT" "${own[@]}" "$@" ;;
@@ -101,6 +101,28 @@ without_labels() {
   local method=$1 LABELED=unlabeled LABELED_PAIRS=(DATASET.NUM_SHOTS 1)
   shift
   train_seeds "Distill_$method" "$SETTING" "$VARIANT" "$@"
+}
+
+# teachers_first "TEACHER ..." "LABELED ...": train DHO-F's few-shot teachers, all side by side: their students wait for them.
+teachers_first() {
+  local TEACHER amount
+  for TEACHER in $1; do
+    for amount in $2; do
+      set_labeled "$amount"
+      CONFIG=$TEACHER train_teachers
+    done
+  done
+  finish_jobs
+}
+
+# default_methods "STUDENT ..." METHOD...: these, and DHO-F where there is a config for the few-shot teacher of each student.
+default_methods() {
+  local student
+  for student in $1; do
+    set_student "$student"
+    [ -f "configs/trainers/TipAdapterF/$TEACHER.yaml" ] || { echo "${@:2}" && return; }
+  done
+  echo "${@:2}" DHO-F
 }
 
 # check_methods METHOD...: whether there are such methods.
@@ -159,12 +181,13 @@ distill_grid() {
     set_student "$student"
     check_name
   done
-  each_amount=$(($(wc -w <<<"$each") + teachers))
-  count_distilled $(($(wc -w <<<"$students") * ($(wc -w <<<"$once") + $(wc -w <<<"$amounts") * each_amount))) \
+  each_amount=$(($(wc -w <<<"$students") * $(wc -w <<<"$each") + teachers * ${#zero[@]}))
+  count_distilled $(($(wc -w <<<"$students") * $(wc -w <<<"$once") + $(wc -w <<<"$amounts") * each_amount)) \
     $((${#before[@]} + ${#zero[@]}))
   SHOWN=()
   for BEFORE in "${before[@]}"; do reference ZeroshotCLIP "$BEFORE" "${STUDENT_CKPT:-}"; done
   for TEACHER in "${zero[@]}"; do reference ZeroshotCLIP2 "$TEACHER" "${TEACHER_CKPT:-}"; done
+  [ $teachers = 0 ] || teachers_first "${zero[*]}" "$amounts"
   for student in $students; do
     set_student "$student"
     distill_methods "$once" "$@"

@@ -23,7 +23,8 @@ done
 for one in $sets; do
   DATA=$data # a folder of one's own has changed it
   set_data "$one"
-  distill_grid "$students" "${SHOTS:-$shots}" "${METHODS:-KD CE CEKDFeature CEKD DHO DHO-F}" "${PAIRS[@]}"
+  methods=${METHODS:-$(default_methods "$students" KD CE CEKDFeature CEKD DHO)}
+  distill_grid "$students" "${SHOTS:-$shots}" "$methods" "${PAIRS[@]}"
   all+=("${SHOWN[@]}")
 done
 mean=()

@@ -289,14 +289,24 @@ train_adapters() {
   STUDENT_CKPT=${TEACHER_CKPT:-} TEACHER_CKPT='' train_seeds "$trainer" "$CONFIG" "" "${ADAPTER_PAIRS[@]}" "$@"
 }
 
-# few_shot_teachers: a Tip-Adapter-F of each seed on the method's own teacher; TEACHER_PAIRS make it the teacher (DHO-F), with the
-# paper's alpha for few-shot teachers.
+# few_shot_teachers: a Tip-Adapter-F of each seed on the method's own teacher, which is then DHO's.
 few_shot_teachers() {
-  local seed dir
+  train_teachers
+  finish_jobs
+  name_teachers
+}
+
+# train_teachers: start them.
+train_teachers() {
   set_adapter_config vit_l14_336
   set_image_pairs TRAINER.DHO.TEACHER
   train_adapters TipAdapterF "${IMAGE_PAIRS[@]}"
-  finish_jobs
+}
+
+# name_teachers: in TEACHER_PAIRS what makes the finished ones the teachers (DHO-F), with the paper's alpha for few-shot teachers.
+name_teachers() {
+  local seed dir
+  set_adapter_config vit_l14_336
   for seed in $SEEDS; do
     dir=$OUTPUT/$DATASET/TipAdapterF/${CONFIG}_$LABELED/seed$seed
     [ -f "$dir/results.json" ] || die "the few-shot teacher $dir is another process's: start again when it is finished"
@@ -347,10 +357,15 @@ zero_shots() {
   zero_shot ZeroshotCLIP2 "$teacher" "${TEACHER_CKPT:-}"
 }
 
+# held_out: whether validation images are scored, in the place of all test sets.
+held_out() {
+  [[ " ${PAIRS[*]} " = *" TEST.SPLIT val "* ]]
+}
+
 # show_table WORD...: dho_plugin.tables, then the runs that another process was at.
 show_table() {
   local code=0 label state
-  if [[ " ${PAIRS[*]} " = *" TEST.SPLIT val "* ]]; then
+  if held_out; then
     echo "TEST.SPLIT val: the figures on validation images stand in each run's log.txt; no table is made of them"
     return
   fi

@@ -14,7 +14,7 @@ for folder in "${SHOWN[@]}"; do
     [[ $folder != */Distill_DHO/* || ! -f $folder/seed$seed/results.json ]] || mixed+=("$folder/seed$seed")
   done
 done
-[[ ${#mixed[@]} -eq 0 || " ${PAIRS[*]} " = *" TEST.SPLIT val "* ]] || {
+if [ ${#mixed[@]} -gt 0 ] && ! held_out; then
   echo -e "\nAt beta 1.0:"
   "$PYTHON" -m dho_plugin.ood "${mixed[@]}" --beta 1
-}
+fi

@@ -105,7 +105,7 @@ def test_the_keys_of_the_cache_exist_with_that_default():
 
 def test_the_commands_exist():
     pages = "\n".join(file.read_text(encoding="utf-8") for file in PAGES)
-    commands = set(re.findall(r"^(bash scripts/\S+|python -m dho_plugin\S*)", pages, re.MULTILINE))
+    commands = set(re.findall(r"(?:^|`)(bash scripts/[^\s`]+|python -m dho_plugin[^\s`]*)", pages, re.MULTILINE))
     assert len(commands) > 10
     for command in commands:
         what = command.split()[-1]

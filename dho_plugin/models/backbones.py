@@ -72,7 +72,8 @@ class LoadedBackbone:
     @property
     def image_path(self) -> ImagePath:
         """The way through the encoder, for the log."""
-        return ImagePath("token merging" if self.tome_r else "plain", f"{self.name}, {self.origin}")
+        merges = f", MODEL.TOME_R {self.tome_r}" if self.tome_r else ""
+        return ImagePath("token merging" if self.tome_r else "plain", f"{self.name}, {self.origin}{merges}")
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Encode normalized images (B, 3, S, S) into features (B, D)."""
@@ -155,7 +156,7 @@ def load_backbone(
 
 
 def merging(loaded: LoadedBackbone, r: int) -> LoadedBackbone:
-    """Return the encoder with r tokens merged in each of its layers, MODEL.TOME_R; with r = 0 as it is.
+    """Return the encoder with r tokens merged in each of its layers but the last, MODEL.TOME_R; with r = 0 as it is.
 
     Raises:
         ConfigError: it is no transformer of timm that tokens can be merged in.

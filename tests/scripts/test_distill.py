@@ -134,6 +134,10 @@ def test_tables_4_and_12_share_their_runs(pretend):
     assert runs(calls) == [f"Distill_DHO/mini_student_{p}percent/seed1" for p in (1, 10)]
     assert zero_shots(calls) == ["ZeroshotCLIP/mini", "ZeroshotCLIP2/mini"]
     assert "--paper-table" not in table(done)
+    done, calls = pretend("scripts/table12.sh", "mini", "TEST.SPLIT", "val", SEEDS="2", PERCENTS="1%")
+    assert done.returncode == 0, done.stderr
+    assert len(runs(calls)) == 1
+    assert "At beta" not in done.stdout
 
 
 def test_the_student_s_zero_shot_row_is_counted_and_read_from_its_file(pretend):
@@ -163,7 +167,7 @@ def test_table_5_takes_away_one_thing_after_the_other(pretend):
     assert "--paper-table" not in table(done)
 
 
-def test_figure_5(pretend):
+def test_figure_5(pretend, tmp_path):
     settings = {"SEEDS": "1", "SHOTS": "1", "METHODS": "CE DHO"}
     done, calls = pretend("scripts/fig5.sh", "A.B", "c", **settings)
     assert done.returncode == 0, done.stderr
@@ -173,10 +177,17 @@ def test_figure_5(pretend):
     assert all((ROOT / f"configs/datasets/{name}.yaml").is_file() for name in sets)
     assert table(done)[-1] == "--mean"
     assert len(table(done)) == 10 * 5 + 1
-    done, calls = pretend("scripts/fig5.sh", DATASETS="dtd", **{**settings, "METHODS": "", "STUDENTS": "resnet18"})
-    made = {run.split("/")[0] for run in runs(calls)} | {"Distill_CE"}  # that of CE is there
-    assert made == {f"Distill_{name}" for name in ("KD", "CE", "CEKDFeature", "CEKD", "DHO")}
-    assert any("TipAdapterF" in call for call in calls)
+    whole = {**settings, "METHODS": "", "DATASETS": "dtd", "OUTPUT": str(tmp_path / "whole")}
+    _, calls = pretend("scripts/fig5.sh", STUDENTS="resnet18", **whole)
+    one = "resnet18_ep200_1shots"
+    assert runs(calls) == [
+        "Distill_KD/resnet18_ep200_unlabeled/seed1",
+        *(f"Distill_{name}/{one}/seed1" for name in ("CE", "CEKDFeature", "CEKD", "DHO")),
+        f"Distill_DHO/{one}_few_shot/seed1",
+    ]
+    assert [call[2] for call in calls if call[0] == "start"][1] == "TipAdapterF"  # before all students
+    _, calls = pretend("scripts/fig5.sh", STUDENTS="vit_b16", **whole)
+    assert not any("few_shot" in run for run in runs(calls))  # no config for a few-shot teacher of its own
     done, calls = pretend("scripts/fig5.sh", DATASETS="dtd eurosat", STUDENT="mobilenetv2", **settings)
     assert not runs(calls)  # they are there
     shown = {Path(word).name for word in table(done) if "Distill" in word}
@@ -244,8 +255,8 @@ def test_the_teacher_of_dho_f_is_trained_before_its_students(pretend):
     started = ["/".join(Path(call[4]).parts[-3:]) for call in calls if call[0] == "start"]
     assert started == [
         "mini/ZeroshotCLIP2/mini",
-        *(f"Distill_DHO/mini_resnet_4shots/seed{seed}" for seed in (1, 2)),
         *(f"TipAdapterF/mini_4shots/seed{seed}" for seed in (1, 2)),
+        *(f"Distill_DHO/mini_resnet_4shots/seed{seed}" for seed in (1, 2)),
         *(f"Distill_DHO/mini_resnet_4shots_few_shot/seed{seed}" for seed in (1, 2)),
     ]
     students = [" ".join(call) for call in calls if call[0] == "start" and "shots_few_shot" in call[4]]
