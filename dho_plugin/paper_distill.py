@@ -1,4 +1,4 @@
-"""The paper's Tables 1, 4, 5 and 12, and the mean of its Figure 5: distillation into compact students, in percent."""
+"""The paper's Tables 1, 4, 5, 12, 14 and 15: distillation into compact students, in percent."""
 
 import statistics
 from collections import defaultdict
@@ -70,35 +70,48 @@ TABLE_5 = {
     " (h_KD kaiming linear)": 78.5,
     " (h_CE kaiming, h_KD kaiming linear)": 78.3,
 }
-# Table 14, first line: DHO into ResNet-18, mean accuracy over the ten sets of Figure 5 at 1, 2, 4, 8, 16 shots.
-FIGURE_5_MEAN = (58.9, 62.2, 68.4, 73.1, 76.5)
-FIGURE_5 = "resnet18.tv_in1k DHO"
+# Table 14: heads of DHO's ResNet-18 -> Val on ImageNet, and mean over the ten sets, at 1, 2, 4, 8, 16 shots.
+TABLE_14 = {
+    "": ((61.7, 62.2, 62.6, 63.8, 65.1), (58.9, 62.2, 68.4, 73.1, 76.5)),
+    " (h_CE mlp)": ((61.7, 61.9, 62.2, 63.1, 64.8), (59.3, 62.1, 68.0, 72.7, 76.2)),
+    " (h_KD mlp)": ((62.1, 62.6, 62.9, 64.0, 65.9), (58.3, 62.1, 67.8, 72.4, 76.5)),
+    " (h_CE mlp, h_KD mlp)": ((62.0, 62.3, 62.6, 63.8, 65.4), (59.1, 62.2, 68.6, 72.4, 76.5)),
+}
+# Table 15: what each head reaches alone on ImageNet, 16 shots: h_CE, h_KD.
+TABLE_15 = {
+    "": (60.64, 61.55),
+    " (h_CE mlp)": (60.18, 61.39),
+    " (h_KD mlp)": (60.95, 61.76),
+    " (h_CE mlp, h_KD mlp)": (61.66, 61.81),
+}
 MEAN = "mean of {}"
-TABLES = ("1", "4", "5", "12")
+TABLES = ("1", "4", "5", "12", "14")
 OWN = "own"  # in the place of a table: whichever of its rows have one of ours beside them
 
 
 def distilled_rows(table: str) -> list[Row]:
-    """Return the paper's rows of a table: "1", "4", "5" or "12"; seeds are not known (no error bars there)."""
+    """Return the paper's rows of one of TABLES, of "14" those on ImageNet; seeds are not known (no error bars)."""
     rows = []
-    for name, is_teacher, values in ZERO_SHOTS[table]:
+    for name, is_teacher, values in ZERO_SHOTS.get(table, ()):
         order = (*zero_shot_order("imagenet", f"CLIP zero-shot {name}", is_teacher), 1, "", "")
         rows.append(paper_row(f"CLIP zero-shot {name}", "-", "-", "-", _padded(values), order))
-    others = {"1": _table_1, "5": _table_5}.get(table) or partial(_table_12, table == "4")
+    others = {"1": _table_1, "5": _table_5, "14": _table_14}.get(table) or partial(_table_12, table == "4")
     return rows + others()
 
 
-def figure_5_means() -> list[Row]:
-    """Return the paper's means of DHO over the ten sets, with ResNet-18, behind ours of the same student."""
-    found = []
-    for shots, value in zip(SHOTS, FIGURE_5_MEAN, strict=True):
-        labels = (FIGURE_5, in_shots(shots), ZERO_SHOT["RN50"], "yes")
-        order = (*method_order(MEAN.format(10), "Distill", FIGURE_5, labeled_order(shots), 2), 1, "", "")
-        row = paper_row(*labels, (None,) * len(SETS), order)
-        found.append(
-            replace(row, labels={**row.labels, "Dataset": MEAN.format(10)}, scores={"Test": Score(value, None)})
-        )
+def papers_means() -> dict[str, list[Row]]:
+    """Return the paper's means over the ten sets (Table 14) behind ours of the same student: method -> rows."""
+    found = {}
+    for heads, (_, values) in TABLE_14.items():
+        method = f"resnet18.tv_in1k{heads} DHO"
+        found[method] = [_row_of_mean(method, shots, value) for shots, value in zip(SHOTS, values, strict=True)]
     return found
+
+
+def _row_of_mean(method: str, shots: int, value: float) -> Row:
+    order = (*method_order(MEAN.format(10), "Distill", method, labeled_order(shots), 2), 1, "", "")
+    row = paper_row(method, in_shots(shots), ZERO_SHOT["RN50"], "yes", (None,) * len(SETS), order)
+    return replace(row, labels={**row.labels, "Dataset": MEAN.format(10)}, scores={"Test": Score(value, None)})
 
 
 def with_means(rows: Sequence[Row]) -> list[Row]:
@@ -114,7 +127,8 @@ def with_means(rows: Sequence[Row]) -> list[Row]:
             labels, order = {**same[0].labels, "Dataset": title}, (title, *same[0].order[1:])
             mean = Score(statistics.fmean(score.mean for score in scores), None)
             found.append(Row(labels, {"Test": mean}, min(row.seeds for row in same), order))
-    paper = figure_5_means() if any(row.labels["Method"] == FIGURE_5 and len(names) == 10 for row in found) else []
+    known = {row.labels["Method"] for row in found} if len(names) == 10 else set()
+    paper = [row for method, means in papers_means().items() if method in known for row in means]
     return [*rows, *sorted([*found, *paper], key=lambda row: row.order)]
 
 
@@ -123,8 +137,8 @@ def beside_the_papers_table(rows: Sequence[Row], table: str) -> list[Row]:
 
     Args:
         rows: rows of runs on ImageNet.
-        table: "1", "4", "5" or "12"; "own" for those rows of 1 and 12 that are of one of ours: the same method, labels
-            and teacher.
+        table: one of TABLES; "own" for those rows of 1 and 12 that are of one of ours: the same method, labels and
+            teacher.
 
     Returns:
         All rows in order, each of the paper's behind ours of the same method.
@@ -172,6 +186,17 @@ def _table_5() -> list[Row]:
         method = f"ViT-B/16{heads} DHO"
         order = _order(method, labeled_order(None, 1.0), False)
         found.append(paper_row(method, "1%", ZERO_SHOT["L"], "yes", _padded((value,)), order))
+    return found
+
+
+def _table_14() -> list[Row]:
+    found = []
+    for heads, (values, _) in TABLE_14.items():
+        method, alone = f"resnet18 from scratch{heads} DHO", zip(("h_CE", "h_KD"), TABLE_15[heads], strict=True)
+        scores = [(method, *pair) for pair in zip(SHOTS, values, strict=True)]
+        for name, shots, value in [*scores, *((f"{method}, {head} alone", 16, value) for head, value in alone)]:
+            order = _order(method, labeled_order(shots), False)
+            found.append(paper_row(name, in_shots(shots), ZERO_SHOT["RN50"], "yes", _padded((value,)), order))
     return found
 
 

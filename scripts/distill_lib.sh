@@ -2,6 +2,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 BASELINES="KD KDFeature CE CEKDFeature CEKD SSKD DHKD" # and DHO; in the order of the paper's Table 1
+NON_LINEAR="DHO+NL-Head-CE DHO+NL-Head-KD DHO+NL-Head-CE+KD" # DHO with other heads, as the paper's Table 14 calls them
 
 ALONE=yes # whether one student is asked for, which STUDENT_CKPT is then for
 CHECKED= # names of timm's that were looked up
@@ -76,6 +77,21 @@ set_tuned() {
   TUNED=(OPTIM.LR "${TUNED[0]}" ${TUNED[1]:+TRAINER.DHO.LAMBDA "${TUNED[1]}"})
 }
 
+# set_method METHOD: what its runs are. Sets RUNS_AS (the trainer), SUFFIX (what their folders add) and HEADS (the options of other heads).
+set_method() {
+  RUNS_AS=Distill_$1 SUFFIX='' HEADS=()
+  case $1 in
+    DHO-F) RUNS_AS=Distill_DHO SUFFIX=_few_shot ;;
+    DHO+NL-*)
+      RUNS_AS=Distill_DHO SUFFIX=${1#DHO+NL-Head-}
+      [[ $SUFFIX != CE* ]] || HEADS+=(TRAINER.DISTILL.CE_HEAD mlp TRAINER.DISTILL.INIT kaiming)
+      [[ $SUFFIX != *KD ]] || HEADS+=(TRAINER.DHO.KD_HEAD mlp TRAINER.DHO.INIT kaiming)
+      SUFFIX=_nl_${SUFFIX,,}
+      SUFFIX=${SUFFIX/+/_}
+      ;;
+  esac
+}
+
 # distill_methods "METHOD ..." [KEY VALUE ...]: the runs of some methods on the student, of as many labeled images as set_labeled says.
 # KD and KDFeature look at no label: one run a seed does for all numbers of them.
 distill_methods() {
@@ -84,15 +100,16 @@ distill_methods() {
   [[ $SETTING != *scratch* || $ALONE = yes ]] || STUDENT_CKPT=''
   for method in $methods; do
     set_tuned "$method"
-    own=("${STUDENT_PAIRS[@]}" "${TUNED[@]}")
+    set_method "$method"
+    own=("${STUDENT_PAIRS[@]}" "${TUNED[@]}" "${HEADS[@]}")
     case $method in
-      KD | KDFeature) without_labels "$method" "${own[@]}" "$@" ;;
+      KD | KDFeature) without_labels "$method" "${own[@]}" "$@" && continue ;;
       DHO-F) # its few-shot teachers are there
         CONFIG=$TEACHER name_teachers
-        train_seeds Distill_DHO "$SETTING" "${VARIANT}_few_shot" "${own[@]}" "${TEACHER_PAIRS[@]}" "$@"
+        own+=("${TEACHER_PAIRS[@]}")
         ;;
-      *) train_seeds "Distill_$method" "$SETTING" "$VARIANT" "${own[@]}" "$@" ;;
     esac
+    train_seeds "$RUNS_AS" "$SETTING" "$VARIANT$SUFFIX" "${own[@]}" "$@"
   done
 }
 
@@ -127,9 +144,9 @@ default_methods() {
 
 # check_methods METHOD...: whether there are such methods.
 check_methods() {
-  local method
+  local method known="$BASELINES DHO DHO-F $NON_LINEAR"
   for method; do
-    [[ " $BASELINES DHO DHO-F " = *" $method "* ]] || die "unknown method '$method'; there are: $BASELINES DHO DHO-F"
+    [[ " $known " = *" $method "* ]] || die "unknown method '$method'; there are: $known"
   done
 }
 
@@ -202,19 +219,16 @@ distill_grid() {
 
 # shown_folders "STUDENT ..." "LABELED ..." "METHOD ...": add to SHOWN where the runs lie.
 shown_folders() {
-  local student amount method folder
+  local student amount method
   for student in $1; do
     set_student "$student"
     for method in $3; do
+      set_method "$method"
       for amount in $2; do
         set_labeled "$amount"
         [[ $method != KD* ]] || LABELED=unlabeled
-        folder=$OUTPUT/$DATASET/Distill_${method%-F}/${SETTING}_$LABELED$VARIANT
-        if [ "$method" = DHO-F ]; then
-          show_folder "$OUTPUT/$DATASET/TipAdapterF/${TEACHER}_$LABELED" # the teachers
-          folder+=_few_shot
-        fi
-        show_folder "$folder"
+        [ "$method" != DHO-F ] || show_folder "$OUTPUT/$DATASET/TipAdapterF/${TEACHER}_$LABELED" # the teachers
+        show_folder "$OUTPUT/$DATASET/$RUNS_AS/${SETTING}_$LABELED$VARIANT$SUFFIX"
       done
     done
   done

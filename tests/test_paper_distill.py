@@ -1,4 +1,4 @@
-"""The paper's Tables 1, 4, 12 and 14: their numbers, their place beside ours, and what is compared with what."""
+"""The paper's Tables 1, 4, 12, 14 and 15: their numbers, their place beside ours, and what is compared with what."""
 
 import csv
 import json
@@ -7,7 +7,7 @@ import re
 import pytest
 
 from dho_plugin.paired import compare
-from dho_plugin.paper_distill import TABLE_5, distilled_rows
+from dho_plugin.paper_distill import TABLE_5, distilled_rows, papers_means
 from dho_plugin.results import DISTILLED, find_results, split_distilled
 from dho_plugin.tables import main
 
@@ -37,6 +37,20 @@ ViT-B/16 10% ViT-H/14 82.8 73.6 50.7 67.7 37.8
 ViT-L/14 1% ViT-H/14 84.6 77.0 61.5 79.9 60.8
 ViT-L/14 10% ViT-H/14 85.9 77.8 61.7 82.8 64.4
 """
+TABLE_14 = """
+DHO (base) 61.7 62.2 62.6 63.8 65.1 58.9 62.2 68.4 73.1 76.5
+DHO+NL-Head-CE 61.7 61.9 62.2 63.1 64.8 59.3 62.1 68.0 72.7 76.2
+DHO+NL-Head-KD 62.1 62.6 62.9 64.0 65.9 58.3 62.1 67.8 72.4 76.5
+DHO+NL-Head-CE+KD 62.0 62.3 62.6 63.8 65.4 59.1 62.2 68.6 72.4 76.5
+"""
+TABLE_15 = """
+DHO (base) 60.64 61.55 65.37
+DHO+NL-Head-CE 60.18 61.39 64.91
+DHO+NL-Head-KD 60.95 61.76 65.97
+DHO+NL-Head-CE+KD 61.66 61.81 65.59
+"""
+NON_LINEAR = {"DHO (base)": "", "DHO+NL-Head-CE": " (h_CE mlp)", "DHO+NL-Head-KD": " (h_KD mlp)"}
+NON_LINEAR["DHO+NL-Head-CE+KD"] = " (h_CE mlp, h_KD mlp)"
 TEACHER_H = "ViT-H-14-378-quickgelu (zero-shot)"
 AMOUNTS = ("-", "1 shot", "2 shots", "4 shots", "8 shots", "16 shots")
 NAMES = {"KD": "KD (logit)", "CE+KD (feature)": "CE + KD (feature)", "CE+KD (logit)": "CE + KD (logit)"}
@@ -98,6 +112,44 @@ def test_table_5_is_the_papers():
     assert [round(value - first, 1) for value in more] == [0.2, 0.3, 0.4]
     assert rows["CLIP zero-shot ViT-L/14@336px"] == [75.3]
     assert len(rows) == 5
+
+
+def printed_by_heads(lines: str) -> dict[str, list[float]]:
+    """Return the numbers of a table of non-linear heads by our name of the heads."""
+    split = (re.split(r" (?=\d)", line) for line in lines.strip().splitlines())
+    return {NON_LINEAR[name]: [float(value) for value in values] for name, *values in split}
+
+
+def test_every_number_of_tables_14_and_15_is_the_printed_one():
+    printed = {}
+    for heads, values in printed_by_heads(TABLE_14).items():
+        for labeled, value in zip(AMOUNTS[1:], values[:5], strict=True):
+            printed[f"resnet18 from scratch{heads} DHO", labeled] = [value]
+        assert [row.scores["Test"].mean for row in papers_means()[f"resnet18.tv_in1k{heads} DHO"]] == values[5:]
+    for heads, (ce, kd, _) in printed_by_heads(TABLE_15).items():
+        for head, value in (("h_CE", ce), ("h_KD", kd)):
+            printed[f"resnet18 from scratch{heads} DHO, {head} alone", "16 shots"] = [value]
+    rows = distilled_rows("14")
+    assert len(rows) == len(printed)
+    assert {(row.labels["Method"], row.labels["Labeled"]): numbers(row) for row in rows} == printed
+
+
+def test_the_papers_heads_stand_behind_ours(tmp_path, capsys):
+    """A row of ours and its heads, then the paper's and its heads, for each kind of heads that ours have."""
+    for heads in ("", " (h_CE mlp, h_KD mlp)"):
+        scores = {"accuracy": 65.0, "ce_head_accuracy": 60.0, "kd_head_accuracy": 61.0}
+        write(tmp_path, "Distill_DHO", f"resnet18 from scratch{heads} DHO", metrics={"val": scores})
+    rows = shown(capsys, tmp_path, "--paper-table", "14", "--heads")
+    for heads, theirs in (("", ("65.1", "60.6", "61.5")), (" (h_CE mlp, h_KD mlp)", ("65.4", "61.7", "61.8"))):
+        name = f"resnet18 from scratch{heads} DHO"
+        names = (name, f"{name}, h_CE alone", f"{name}, h_KD alone")
+        found = [
+            (row["Source"], row["Method"], row["Val"])
+            for row in rows
+            if row["Method"] in names and row["Labeled"] == "16 shots"
+        ]
+        ours = [("ours", name, value) for name, value in zip(names, ("65.0", "60.0", "61.0"), strict=True)]
+        assert found == ours + [("paper", name, value) for name, value in zip(names, theirs, strict=True)]
 
 
 def test_a_name_is_taken_apart():
@@ -185,6 +237,13 @@ def test_means_over_data_sets_stand_below_and_the_papers_beside_them(tmp_path, c
     paper = [(labeled, value, "paper") for labeled, value in printed]
     assert means == [*paper[:4], ("16 shots", "54.5", "ours"), paper[4]]
     assert len(rows) == 10 + 1 + 6
+    heads = " (h_KD mlp)"
+    for dataset in sets:
+        write(tmp_path, "Distill_DHO", f"resnet18.tv_in1k{heads} DHO", 40.0, dataset=dataset)
+    rows = [
+        row for row in shown(capsys, tmp_path, "--mean") if row["Dataset"] == "mean of 10" and heads in row["Method"]
+    ]
+    assert [row["Test"] for row in rows] == ["58.3", "62.1", "67.8", "72.4", "40.0", "76.5"]
 
 
 def test_an_average_of_other_sets_than_the_papers_ten_stands_alone(tmp_path, capsys):

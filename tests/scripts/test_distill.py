@@ -1,6 +1,7 @@
 """Which runs the scripts of compact students make, and which tables they show."""
 
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,29 @@ def test_table_5_takes_away_one_thing_after_the_other(pretend):
     assert "--paper-table" not in table(done)
 
 
+def test_table_14_has_the_four_combinations_of_heads(pretend, tmp_path):
+    done, calls = pretend("scripts/table14.sh", "A.B", "c", SEEDS="1", SHOTS="16")
+    assert done.returncode == 0, done.stderr
+    variants = {"": set(), "_nl_ce": {"CE_HEAD"}, "_nl_kd": {"KD_HEAD"}, "_nl_ce_kd": {"CE_HEAD", "KD_HEAD"}}
+    folder = "resnet18_scratch_ep20_16shots"
+    assert runs(calls) == [f"Distill_DHO/{folder}{variant}/seed1" for variant in variants]
+    trained = [call for call in calls if call[0] == "start" and "Distill" in call[2]]
+    heads = [{key.split(".")[-1] for key, value in pairwise(call) if value == "mlp"} for call in trained]
+    assert heads == list(variants.values())
+    assert all(call[-2:] == ["A.B", "c"] for call in trained)
+    assert table(done)[-4:] == ["--wide", "--heads", "--paper-table", "14"]
+    assert [Path(word).name for word in table(done)[1:-4]] == [f"{folder}{variant}" for variant in variants]
+    _, calls = pretend("scripts/table1.sh", SEEDS="1", SHOTS="16", STUDENTS="resnet18", METHODS="DHO")
+    assert not runs(calls)  # the first row is there
+    done, calls = pretend("scripts/table14.sh", "mini", SEEDS="1", OUTPUT=str(tmp_path / "mini"))
+    assert len(runs(calls)) == 4 * 3
+    assert "--paper-table" not in table(done)
+    settings = {"SEEDS": "1", "SHOTS": "1", "DATASETS": "dtd eurosat", "OUTPUT": str(tmp_path / "ten")}
+    done, calls = pretend("scripts/table14.sh", "ten", "A.B", "c", **settings)
+    assert len(runs(calls)) == 4 * 2
+    assert table(done)[-1] == "--mean"
+
+
 def test_figure_5(pretend, tmp_path):
     settings = {"SEEDS": "1", "SHOTS": "1", "METHODS": "CE DHO"}
     done, calls = pretend("scripts/fig5.sh", "A.B", "c", **settings)
@@ -236,6 +260,9 @@ def test_figure_5(pretend, tmp_path):
         ("table4.sh", {"PERCENTS": "1 10"}, "PERCENTS has '1'; each of its words ends in %, as in PERCENTS=\"1% 10%\""),
         ("table5.sh mini", {"PERCENTS": "1% 10"}, "PERCENTS has '10'"),
         ("table5.sh mini", {"METHODS": "CE"}, "METHODS and STUDENTS are of other tables"),
+        ("table14.sh ten", {"METHODS": "CE"}, "METHODS is of other tables"),
+        ("table14.sh dtd --heads", {}, "unknown option '--heads'"),
+        ("table14.sh nowhere", {}, "unknown data set 'nowhere'"),
         ("table5.sh", {"STUDENTS": "vit_b16"}, "METHODS and STUDENTS are of other tables"),
     ],
 )
