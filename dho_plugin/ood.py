@@ -1,4 +1,4 @@
-"""Score stored logits again at any alpha and beta, without the model: `python -m dho_plugin.ood RUN_DIR`."""
+"""Score stored logits again at any alpha and beta, without the model: `python -m dho_plugin.ood RUN_DIR...`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from dho_plugin.engine.evaluator import TestLogits, score
 from dho_plugin.engine.files import read_json, write_json
 from dho_plugin.errors import CacheError, ConfigError, run_command
 from dho_plugin.results import SHIFTED
+from dho_plugin.rows import build_rows
+from dho_plugin.tables import format_table
 
 COLUMNS = ("accuracy", "ce_head_accuracy", "kd_head_accuracy", "macro_f1", "n")
 
@@ -84,6 +86,17 @@ def table(metrics: dict[str, dict[str, float]]) -> str:
     return tabulate(rows, headers=headers, floatfmt=".1f", missingval="-")
 
 
+def over_seeds(scored: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Return the table of several runs, one row for those that differ in their seed only: mean and deviation.
+
+    Args:
+        scored: folder of a run -> what `rescore` returned.
+    """
+    files = {run_dir: Path(run_dir) / "results.json" for run_dir in scored}
+    runs = [{**read_json(files[name]), "path": files[name], "metrics": metrics} for name, metrics in scored.items()]
+    return format_table(build_rows(runs))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = argparse.ArgumentParser(prog="python -m dho_plugin.ood", description=__doc__)
@@ -104,6 +117,8 @@ def report(args: argparse.Namespace) -> None:
         first = next(iter(results[run_dir].values()))
         mixed = f"alpha {first['alpha']}, beta {first['beta']}" if "alpha" in first else "no KD head"
         print(f"{run_dir}: {mixed}\n{table(results[run_dir])}\n")
+    if len(results) > 1:
+        print(over_seeds(results))
     if args.json:
         write_json(args.json, results)
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import statistics
 
 import pytest
 import torch
@@ -75,6 +77,24 @@ def test_bad_input_is_one_message(run, capsys, options, said, tmp_path):
 def test_the_runs_own_numbers_come_back(command, tmp_path):
     assert train(command("CoOp_DHO", "run")) == 0
     assert ood.rescore(tmp_path / "run") == json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
+
+
+def test_several_runs_end_with_one_table_over_their_seeds(run, tmp_path, capsys):
+    labels = {"trainer": "VPT_DHO", "method": "VPT-3 + DHO", "dataset": "mini", "shots": 4, "teacher": "some"}
+    for seed in (1, 2):
+        folder = tmp_path / f"seed{seed}"
+        shutil.copytree(run, folder)
+        (folder / "results.json").write_text(json.dumps({**labels, "seed": seed, "alpha": 0.5 * seed, "beta": 1.0}))
+    assert ood.main([*(str(tmp_path / f"seed{seed}") for seed in (1, 2)), "--beta", "0.5"]) == 0
+    header, _, row = capsys.readouterr().out.strip().splitlines()[-3:]
+    found = [ood.rescore(tmp_path / f"seed{seed}", beta=0.5)["val"]["accuracy"] for seed in (1, 2)]
+    assert found[0] != found[1]
+    assert header.split()[:3] == ["Method", "Labeled", "Teacher"]
+    assert row.startswith("VPT-3 + DHO  4 shots")
+    assert f"{statistics.fmean(found):.1f} ± {statistics.stdev(found):.1f}" in row
+    assert row.endswith(" 2")
+    assert ood.main([str(run)]) == 0
+    assert "Seeds" not in capsys.readouterr().out
 
 
 def test_images_that_could_not_be_read_have_a_column_where_there_are_any():
