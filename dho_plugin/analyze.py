@@ -16,7 +16,7 @@ from dho_plugin.case_images import shown_cases
 from dho_plugin.engine.files import atomic_write_text
 from dho_plugin.errors import DataError, run_command
 from dho_plugin.exhibits import Exhibit
-from dho_plugin.findings import Findings, find, folder
+from dho_plugin.findings import Findings, find, folder, gradients_over_sets
 from dho_plugin.results import find_results, is_zero_shot
 from dho_plugin.run_features import evaluate_features
 
@@ -88,7 +88,7 @@ def _write(shown: Iterator[Exhibit] | Sequence[Exhibit], out: Path, name: str) -
 def _compare_gradients(findings: Sequence[Findings], out: Path) -> list[Path]:
     """Print what the gradients were in each quarter of the training, and write the rows beside each other."""
     lines = []
-    for found in findings:
+    for found in (*findings, *gradients_over_sets(findings)):
         for key, words in QUANTITIES.items():
             series = [one[key] for one in found.gradients if len(one.get(key, ())) >= 4]
             if series:
@@ -98,7 +98,7 @@ def _compare_gradients(findings: Sequence[Findings], out: Path) -> list[Path]:
     if lines:
         headers = ["method", "quantity", *(f"quarter {k}" for k in (1, 2, 3, 4)), "below 0 (%)", "seeds"]
         print(tabulate(lines, headers, disable_numparse=True) + "\n")
-    return _write(exhibits.compared_gradients(findings), out, "all")
+    return _write([*exhibits.compared_gradients(findings), *exhibits.mean_gradients(findings)], out, "all")
 
 
 def _evaluate_features(findings: Sequence[Findings], args: argparse.Namespace, out: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from dho_plugin.analysis.curves import gain_over_second
 from dho_plugin.analysis.features import embed, read_features
 from dho_plugin.analysis.style import slugs
 from dho_plugin.errors import DHOError
-from dho_plugin.findings import Findings, folder
+from dho_plugin.findings import Findings, OverSets, folder, gradients_over_sets
 from dho_plugin.results import (
     MAIN_SCORES,
     SHIFTED,
@@ -152,13 +152,23 @@ def gradients(found: Findings) -> Iterator[Exhibit]:
 def compared_gradients(findings: Sequence[Findings]) -> Iterator[Exhibit]:
     """Yield each recorded quantity with a line a row, such as a single head beside DHO (DHO, Fig. 4 and 13)."""
     probed = [found for found in findings if found.gradients]
-    for label, quantities, caption in GRADIENTS.values() if len(probed) > 1 else ():
+    if len(probed) > 1:
+        yield from _beside_each_other(probed, "gradients", "training step")
+
+
+def mean_gradients(findings: Sequence[Findings]) -> Iterator[Exhibit]:
+    """Yield the mean over data sets of each recorded quantity, with a line a method (DHO, Fig. 4 and 13)."""
+    yield from _beside_each_other(gradients_over_sets(findings), "mean-gradients", "percent of the training")
+
+
+def _beside_each_other(probed: Sequence[Findings | OverSets], start: str, xlabel: str) -> Iterator[Exhibit]:
+    for label, quantities, caption in GRADIENTS.values():
         for key, title in quantities.items():
             series = {found.name: [one[key] for one in found.gradients if key in one] for found in probed}
             if series := {name: seeds for name, seeds in series.items() if seeds}:
                 words = f"{title[0].upper()}{title[1:]}: {caption}" if len(quantities) > 1 else caption
-                figure = run_figures.lines_over_steps(series, label, zero=True)
-                yield Exhibit(f"gradients-{key.replace('_', '-')}", words, figure)
+                figure = run_figures.lines_over_steps(series, label, xlabel, zero=True)
+                yield Exhibit(f"{start}-{key.replace('_', '-')}", words, figure)
 
 
 def overviews(findings: Sequence[Findings]) -> Iterator[Exhibit]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dho_plugin.analysis.agreement import Agreement, agreement
 from dho_plugin.analysis.calibration import expected_calibration_error
 from dho_plugin.analysis.cases import Case, case_masks, pick_cases
-from dho_plugin.analysis.curves import read_gradients, training_scalars
+from dho_plugin.analysis.curves import mean_over_sets, read_gradients, training_scalars
 from dho_plugin.analysis.features import LinearEvaluation, read_linear_evaluation
 from dho_plugin.analysis.outcomes import MIX, Outcome, outcomes
 from dho_plugin.analysis.style import slugs
@@ -213,6 +214,29 @@ def find(results: Sequence[dict[str, Any]]) -> list[Findings]:
     rows = build_rows(results)
     names = _names(rows)
     return [Findings(*parts) for parts in zip(rows, names, slugs(names), strict=True)]
+
+
+class OverSets(NamedTuple):
+    """The mean over data sets of one method's gradients: a name, and of each seed the quantities by percent."""
+
+    name: str
+    gradients: list[dict[str, dict[float, float]]]
+
+
+def gradients_over_sets(findings: Sequence[Findings]) -> list[OverSets]:
+    """Return the means of the recorded gradients (DHO, Fig. 4 and 13) where they are there of two data sets or more.
+
+    A method has a mean if it was recorded on each of the data sets that any method was recorded on.
+    """
+    probed, groups = [found for found in findings if found.gradients], defaultdict(dict)
+    for found in probed:
+        same = tuple(text for name, text in found.row.labels.items() if name not in ("Dataset", "Config"))
+        groups[same][found.row.labels["Dataset"]] = found
+    names = {found.row.labels["Dataset"] for found in probed}
+    whole = [list(same.values()) for same in groups.values() if len(same) == len(names) > 1]
+    titles = _names([same[0].row for same in whole])
+    means = [mean_over_sets([found.gradients for found in same]) for same in whole]
+    return [OverSets(f"{title}, mean of {len(names)} sets", mean) for title, mean in zip(titles, means, strict=True)]
 
 
 def folder(run: dict[str, Any]) -> Path:

@@ -186,6 +186,25 @@ def test_rows_beside_each_other(write_run, tmp_path, capsys):
         assert name in written, name
 
 
+def test_gradients_on_several_data_sets_have_means(write_run, tmp_path, capsys):
+    for dataset, value in (("dtd", 0.2), ("eurosat", -0.4)):
+        for name in ("one", "two"):
+            run = write_run(tmp_path / "runs" / dataset / name, {"test": 20}, 4, dataset=dataset, method=name)
+            records = [{"step": 5 * k, "cosine_parameters": value + (name == "two")} for k in range(8)]
+            (run / "gradients.jsonl").write_text("\n".join(map(json.dumps, records)))
+    words = ["gradients", str(tmp_path / "runs"), "--out", str(tmp_path / "figures")]
+    assert main(words) == 0
+    written = capsys.readouterr().out
+    lines = {line.split(", mean")[0]: line for line in written.splitlines() if "mean of 2 sets" in line}
+    assert set(lines) == {"one, unlabeled", "two, unlabeled"}
+    assert lines["one, unlabeled"].split()[-6:] == ["-0.100"] * 4 + ["100", "1"]
+    assert lines["two, unlabeled"].split()[-6:] == ["+0.900"] * 4 + ["0", "1"]
+    assert "all-mean-gradients-cosine-parameters.pdf" in written
+    shutil.rmtree(tmp_path / "runs/dtd/two")  # on one set only: no mean of it
+    assert main(words) == 0
+    assert "two, unlabeled, mean" not in capsys.readouterr().out
+
+
 def test_pictured_cases_are_the_images_of_the_run_s_own_data(shared_command, tmp_path, capsys):
     line = shared_command("LinearProbe_DHO", tmp_path / "run", "OPTIM.MAX_EPOCH", "1", "OPTIM.WARMUP_STEPS", "0")
     assert train(line) == 0

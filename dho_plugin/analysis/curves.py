@@ -71,6 +71,41 @@ def quarters(series: Sequence[Mapping[int, float]]) -> tuple[list[Quarter], floa
     return found, 100.0 * float(np.mean([np.mean(np.array(list(one.values())) < 0) for one in series]))
 
 
+def over_progress(series: Mapping[int, float], points: int = 101) -> dict[float, float]:
+    """Return a recorded quantity at equal parts of the training, straight lines between its records.
+
+    Args:
+        series: values by step.
+        points: how many, from 0 to 100 percent of the last recorded step.
+
+    Raises:
+        DataError: nothing is there.
+    """
+    if not series:
+        raise DataError("a curve needs at least one value")
+    steps, values = map(np.array, zip(*sorted(series.items()), strict=True))
+    percent = np.linspace(0.0, 100.0, points)
+    return dict(zip(percent.tolist(), np.interp(percent / 100 * steps[-1], steps, values).tolist(), strict=True))
+
+
+def mean_over_sets(sets: Sequence[Sequence[Mapping[str, Mapping[int, float]]]]) -> list[dict[str, dict[float, float]]]:
+    """Return the means of recorded quantities over data sets (DHO, Fig. 4 and 13), seed by seed.
+
+    Args:
+        sets: for each data set, for each seed in order, the values by step of each quantity; trainings may be of
+            different length.
+
+    Returns:
+        For each seed that all sets have, the mean by percent of the training of each quantity that all sets have.
+    """
+    found = []
+    for runs in zip(*sets, strict=False):
+        shared = [key for key in runs[0] if all(run.get(key) for run in runs)]
+        curves = {key: [over_progress(run[key]) for run in runs] for key in shared}
+        found.append({key: {x: float(np.mean([c[x] for c in same])) for x in same[0]} for key, same in curves.items()})
+    return found
+
+
 def gain_over_second(scores: Mapping[str, float], method: str) -> float | None:
     """Return the accuracy of a method less that of the best other one (DHO, Fig. 2), or None without another.
 

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from dho_plugin.analysis.curves import band, gain_over_second, quarters, read_gradients, training_scalars
+from dho_plugin.analysis.curves import (
+    band,
+    gain_over_second,
+    mean_over_sets,
+    over_progress,
+    quarters,
+    read_gradients,
+    training_scalars,
+)
 from dho_plugin.errors import DataError
 
 
@@ -22,6 +30,21 @@ def test_gain_over_the_second_best():
     assert gain_over_second(scores, "DHO") == pytest.approx(1.5)
     assert gain_over_second(scores, "CE") == pytest.approx(-20)
     assert gain_over_second({"DHO": 60.0}, "DHO") is None
+
+
+def test_trainings_of_different_length_are_averaged_by_their_progress():
+    long = {step: 2.0 * step for step in range(0, 401, 50)}  # 0 to 800
+    short = {0: 1.0, 10: 3.0, 40: 3.0}
+    found = over_progress(short, points=9)
+    assert list(found) == [12.5 * k for k in range(9)]
+    assert list(found.values()) == pytest.approx([1.0, 2.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0])
+    one, two = mean_over_sets([[{"a": long, "b": short}, {"a": long}], [{"a": short}, {"a": long}, {"a": long}]])
+    assert list(one) == list(two) == ["a"]
+    assert [one["a"][x] for x in (0.0, 25.0, 50.0, 100.0)] == pytest.approx([0.5, 101.5, 201.5, 401.5])
+    assert two["a"][75.0] == pytest.approx(600.0)
+    assert over_progress({7: 0.25})[100.0] == 0.25
+    with pytest.raises(DataError, match="at least one value"):
+        over_progress({})
 
 
 def test_quarters_of_a_training():
