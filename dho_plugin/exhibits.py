@@ -158,7 +158,7 @@ def compared_gradients(findings: Sequence[Findings]) -> Iterator[Exhibit]:
 
 def mean_gradients(findings: Sequence[Findings]) -> Iterator[Exhibit]:
     """Yield the mean over data sets of each recorded quantity, with a line a method (DHO, Fig. 4 and 13)."""
-    yield from _beside_each_other(gradients_over_sets(findings), "mean-gradients", "percent of the training")
+    yield from _beside_each_other(gradients_over_sets(findings), "mean-gradients", "percent of the recorded steps")
 
 
 def _beside_each_other(probed: Sequence[Findings | OverSets], start: str, xlabel: str) -> Iterator[Exhibit]:

@@ -160,9 +160,14 @@ class Findings:
         return [found for found in (training_scalars(folder(run)) for run in self.runs) if found]
 
     @cached_property
-    def gradients(self) -> list[dict[str, dict[int, float]]]:
+    def gradients_by_seed(self) -> dict[int | None, dict[str, dict[int, float]]]:
         """Return each seed's recorded gradient quantities, without runs that have none."""
-        return [found for found in (read_gradients(folder(run)) for run in self.runs) if found]
+        return {run.get("seed"): found for run in self.runs if (found := read_gradients(folder(run)))}
+
+    @property
+    def gradients(self) -> list[dict[str, dict[int, float]]]:
+        """Return the recorded gradient quantities of the seeds that have some."""
+        return list(self.gradients_by_seed.values())
 
     def series(self, tag: str) -> list[dict[int, float]]:
         """Return one training curve by step of every seed that has it."""
@@ -224,19 +229,26 @@ class OverSets(NamedTuple):
 
 
 def gradients_over_sets(findings: Sequence[Findings]) -> list[OverSets]:
-    """Return the means of the recorded gradients (DHO, Fig. 4 and 13) where they are there of two data sets or more.
+    """Return the means of the recorded gradients over data sets (DHO, Fig. 4 and 13).
 
-    A method has a mean if it was recorded on each of the data sets that any method was recorded on.
+    Args:
+        findings: rows of any data sets; those that differ in the data set only are one method.
+
+    Returns:
+        One for each method that was recorded on two sets or more, and there with a seed in common; its name says on
+        how many.
     """
-    probed, groups = [found for found in findings if found.gradients], defaultdict(dict)
-    for found in probed:
-        same = tuple(text for name, text in found.row.labels.items() if name not in ("Dataset", "Config"))
-        groups[same][found.row.labels["Dataset"]] = found
-    names = {found.row.labels["Dataset"] for found in probed}
-    whole = [list(same.values()) for same in groups.values() if len(same) == len(names) > 1]
-    titles = _names([same[0].row for same in whole])
-    means = [mean_over_sets([found.gradients for found in same]) for same in whole]
-    return [OverSets(f"{title}, mean of {len(names)} sets", mean) for title, mean in zip(titles, means, strict=True)]
+    groups = defaultdict(list)
+    for found in findings:
+        if found.gradients:
+            groups[tuple(text for name, text in found.row.labels.items() if name != "Dataset")].append(found)
+    several = [same for same in groups.values() if len(same) > 1]
+    titles = [
+        f"{name}, mean of {len(one)} sets"
+        for name, one in zip(_names([s[0].row for s in several]), several, strict=True)
+    ]
+    means = [mean_over_sets([found.gradients_by_seed for found in same]) for same in several]
+    return [OverSets(title, mean) for title, mean in zip(titles, means, strict=True) if mean]
 
 
 def folder(run: dict[str, Any]) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tabulate import tabulate
@@ -12,8 +13,8 @@ from tabulate import tabulate
 from dho_plugin.core.inference import search_alpha_beta
 from dho_plugin.engine.evaluator import TestLogits, score
 from dho_plugin.engine.files import read_json, write_json
-from dho_plugin.errors import CacheError, ConfigError, run_command
-from dho_plugin.results import SHIFTED
+from dho_plugin.errors import CacheError, ConfigError, DataError, run_command
+from dho_plugin.results import SHIFTED, find_results
 from dho_plugin.rows import build_rows
 from dho_plugin.tables import format_table
 
@@ -91,10 +92,13 @@ def over_seeds(scored: dict[str, dict[str, dict[str, float]]]) -> str:
 
     Args:
         scored: folder of a run -> what `rescore` returned.
+
+    Raises:
+        DataError: none of them is a trained run; later evaluations of runs have no place in a table of runs.
     """
-    files = {run_dir: Path(run_dir) / "results.json" for run_dir in scored}
-    runs = [{**read_json(files[name]), "path": files[name], "metrics": metrics} for name, metrics in scored.items()]
-    return format_table(build_rows(runs))
+    metrics = {Path(name): found for name, found in scored.items()}
+    runs = find_results(scored)
+    return format_table(build_rows([{**run, "metrics": metrics[Path(run["path"]).parent]} for run in runs]))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -117,10 +121,11 @@ def report(args: argparse.Namespace) -> None:
         first = next(iter(results[run_dir].values()))
         mixed = f"alpha {first['alpha']}, beta {first['beta']}" if "alpha" in first else "no KD head"
         print(f"{run_dir}: {mixed}\n{table(results[run_dir])}\n")
-    if len(results) > 1:
-        print(over_seeds(results))
     if args.json:
         write_json(args.json, results)
+    if len(results) > 1:
+        with suppress(DataError):
+            print(over_seeds(results))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

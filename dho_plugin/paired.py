@@ -174,7 +174,10 @@ def _compare_kinds(runs: list[dict[str, Any]]) -> Iterator[Comparison]:
 
 
 def _compare_distilled(runs: list[dict[str, Any]]) -> Iterator[Comparison]:
-    """Compare DHO and DHO-F with the methods before them in the table, on the same student and as many labels."""
+    """Compare DHO and DHO-F with the methods before them in the table, on the same student and as many labels.
+
+    What has other heads than a student usually has (the paper's Tables 5 and 14) is compared with what has those.
+    """
     groups: dict[tuple, dict[Side, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         student, method = split_distilled(run["method"])
@@ -190,6 +193,12 @@ def _compare_distilled(runs: list[dict[str, Any]]) -> Iterator[Comparison]:
                 if (theirs := _counterpart(side, other, found)) is not None:
                     own = {"Labeled": side.labeled, "Difference": f"{name} - {other}", "Teacher": str(side.teacher)}
                     yield compare_runs(mine, found[theirs], {**labels, **own}, every)
+        student, _, heads = student.partition(" (h_")
+        usual = groups.get((dataset, student, config), {}) if heads else {}
+        for side in (side for side in found if side in usual):
+            name = f"{side.method} with h_{heads.removesuffix(')')} - {side.method}"
+            own = {"Labeled": side.labeled, "Difference": name, "Teacher": str(side.teacher)}
+            yield compare_runs(found[side], usual[side], {**labels, "Method": student, **own}, every)
 
 
 class Side(NamedTuple):

@@ -92,10 +92,10 @@ OWN = "own"  # in the place of a table: whichever of its rows have one of ours b
 def distilled_rows(table: str) -> list[Row]:
     """Return the paper's rows of one of TABLES, of "14" those on ImageNet; seeds are not known (no error bars)."""
     rows = []
+    others = {"1": _table_1, "4": partial(_table_12, True), "5": _table_5, "12": _table_12, "14": _table_14}[table]
     for name, is_teacher, values in ZERO_SHOTS.get(table, ()):
         order = (*zero_shot_order("imagenet", f"CLIP zero-shot {name}", is_teacher), 1, "", "")
         rows.append(paper_row(f"CLIP zero-shot {name}", "-", "-", "-", _padded(values), order))
-    others = {"1": _table_1, "5": _table_5, "14": _table_14}.get(table) or partial(_table_12, table == "4")
     return rows + others()
 
 
@@ -200,7 +200,7 @@ def _table_14() -> list[Row]:
     return found
 
 
-def _table_12(table_4: bool) -> list[Row]:
+def _table_12(table_4: bool = False) -> list[Row]:
     found = []
     for student, percent, teacher, *values in TABLE_12:
         if not table_4 or teacher == "H":

@@ -3,6 +3,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 BASELINES="KD KDFeature CE CEKDFeature CEKD SSKD DHKD" # and DHO; in the order of the paper's Table 1
 NON_LINEAR="DHO+NL-Head-CE DHO+NL-Head-KD DHO+NL-Head-CE+KD" # DHO with other heads, as the paper's Table 14 calls them
+TEN="caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd eurosat ucf101"
 
 ALONE=yes # whether one student is asked for, which STUDENT_CKPT is then for
 CHECKED= # names of timm's that were looked up
@@ -60,7 +61,8 @@ students() {
 }
 
 # set_tuned METHOD: in TUNED the learning rate and lambda of a method on mini's compact students, the best of as many tries each on
-# held-out labels (scripts/tune_distill.sh; docs/MINI_STUDENTS.md). All other students have the paper's, which their config file says.
+# held-out labels (scripts/tune_distill.sh; docs/MINI_STUDENTS.md); DHO-F and DHO with non-linear heads have DHO's, untried. All other
+# students have the paper's, which their config file says.
 set_tuned() {
   local values
   case $DATASET:$SETTING:$1 in
@@ -103,7 +105,10 @@ distill_methods() {
     set_method "$method"
     own=("${STUDENT_PAIRS[@]}" "${TUNED[@]}" "${HEADS[@]}")
     case $method in
-      KD | KDFeature) without_labels "$method" "${own[@]}" "$@" && continue ;;
+      KD | KDFeature)
+        without_labels "$method" "${own[@]}" "$@"
+        continue
+        ;;
       DHO-F) # its few-shot teachers are there
         CONFIG=$TEACHER name_teachers
         own+=("${TEACHER_PAIRS[@]}")
@@ -147,6 +152,15 @@ check_methods() {
   local method known="$BASELINES DHO DHO-F $NON_LINEAR"
   for method; do
     [[ " $known " = *" $method "* ]] || die "unknown method '$method'; there are: $known"
+  done
+}
+
+# check_pairs WHAT KEY...: whether PAIRS leaves alone what the rows of a table differ in.
+check_pairs() {
+  local what=$1 key
+  shift
+  for key; do
+    [[ " ${PAIRS[*]} " != *" $key "* ]] || die "$key is among the options, and $what differ in it: leave it out"
   done
 }
 
@@ -215,6 +229,25 @@ distill_grid() {
   done
   finish_jobs
   shown_folders "$students" "$amounts" "$methods"
+}
+
+# distill_sets "SET ..." "STUDENT ..." "LABELED ..." "METHOD ..." [KEY VALUE ...]: distill_grid on each of some data sets. Without methods
+# those of the paper's Figure 5. Sets SHOWN.
+distill_sets() {
+  local sets=$1 students=$2 amounts=$3 asked=$4 data=$DATA one student methods all=()
+  shift 4
+  for one in $sets; do # a slip is one message before anything is trained
+    set_data "$one"
+    for student in $students; do set_student "$student"; done
+  done
+  for one in $sets; do
+    DATA=$data # a folder of one's own has changed it
+    set_data "$one"
+    methods=${asked:-$(default_methods "$students" KD CE CEKDFeature CEKD DHO)}
+    distill_grid "$students" "$amounts" "$methods" "$@"
+    all+=("${SHOWN[@]}")
+  done
+  SHOWN=("${all[@]}")
 }
 
 # shown_folders "STUDENT ..." "LABELED ..." "METHOD ...": add to SHOWN where the runs lie.

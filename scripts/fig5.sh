@@ -7,26 +7,14 @@
 source "$(dirname "${BASH_SOURCE[0]}")/distill_lib.sh"
 
 USAGE="usage: bash scripts/fig5.sh [mini] [KEY VALUE ...]"
-ten="caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd eurosat ucf101"
 if [ "${1:-}" = mini ]; then
   sets=mini student=mini-resnet-pretrained shots="1 4 16"
   shift
 else
-  sets=${DATASETS:-$ten} student="resnet18 mobilenetv2" shots="1 2 4 8 16"
+  sets=${DATASETS:-$TEN} student="resnet18 mobilenetv2" shots="1 2 4 8 16"
 fi
 read_options "" "$@"
-students=${STUDENTS:-${STUDENT:-$student}} data=$DATA all=()
-for one in $sets; do # a slip is one message before anything is trained
-  set_data "$one"
-  for student in $students; do set_student "$student"; done
-done
-for one in $sets; do
-  DATA=$data # a folder of one's own has changed it
-  set_data "$one"
-  methods=${METHODS:-$(default_methods "$students" KD CE CEKDFeature CEKD DHO)}
-  distill_grid "$students" "${SHOTS:-$shots}" "$methods" "${PAIRS[@]}"
-  all+=("${SHOWN[@]}")
-done
+distill_sets "$sets" "${STUDENTS:-${STUDENT:-$student}}" "${SHOTS:-$shots}" "${METHODS:-}" "${PAIRS[@]}"
 mean=()
 [ "$sets" = mini ] || mean=(--mean)
-show_table "${all[@]}" "${mean[@]}"
+show_table "${SHOWN[@]}" "${mean[@]}"

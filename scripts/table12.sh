@@ -2,7 +2,7 @@
 # The paper's Table 12, the students of Table 4 (and ViT-B/16 taught by ViT-L/14) on the shifted sets:
 #   bash scripts/table12.sh [imagenet|mini] [KEY VALUE ...]
 # The runs are those of table4.sh: nothing is trained twice. STUDENTS and PERCENTS as there. The table is mixed at the runs' own beta of 0.5
-# (Table 6), as the Val of Table 12 is Table 4's; as Table 11 names 1.0 for the shifted sets, each run, and the mean over seeds, stands
+# (Table 6), as the Val of Table 12 is Table 4's; as Table 11 names 1.0 for the shifted sets, the runs, and their means over seeds, stand
 # below it at that beta.
 source "$(dirname "${BASH_SOURCE[0]}")/distill_lib.sh"
 

@@ -12,6 +12,7 @@ student=vit_b16_from_l14 paper=(--paper-table 5)
 [ "$DATASET" = imagenet ] || paper=()
 [ -z "${METHODS:-}${STUDENTS:-}" ] ||
   die "METHODS and STUDENTS are of other tables: these rows are DHO's, into $student; leave them out (PERCENTS takes other amounts)"
+check_pairs "the rows" TRAINER.DHO.KD_HEAD TRAINER.DHO.INIT TRAINER.DISTILL.INIT
 percents=${PERCENTS:-1%}
 check_percents $percents
 set_student "$student"
@@ -36,4 +37,4 @@ without _not_aligned TRAINER.DHO.KD_HEAD linear
 without _init_ce TRAINER.DHO.KD_HEAD linear TRAINER.DHO.INIT kaiming
 without _init_none TRAINER.DHO.KD_HEAD linear TRAINER.DHO.INIT kaiming TRAINER.DISTILL.INIT kaiming
 finish_jobs
-show_table "${SHOWN[@]}" "${paper[@]}"
+show_table "${SHOWN[@]}" --paired "${paper[@]}"

@@ -20,7 +20,9 @@ RATES=${RATES:-3e-3 1e-2 3e-2} LAMBDAS=${LAMBDAS:-0.1 0.5 0.02} FURTHER_RATES=${
 OUTPUT=$OUTPUT/tuning SEEDS=${TUNING_SEED:-101}
 methods=${METHODS:-CE KD CEKDFeature CEKD SSKD DHKD DHO}
 check_methods $methods
-[[ " $methods " != *" DHO-F "* ]] || die "DHO-F has DHO's values: leave it out of METHODS"
+for method in DHO-F $NON_LINEAR; do
+  [[ " $methods " != *" $method "* ]] || die "$method has DHO's values: leave it out of METHODS"
+done
 held_out=(DATASET.NUM_VAL_SHOTS "${VAL_SHOTS:-32}" TEST.SPLIT val TEST.SHIFTED "()")
 first=${LAMBDAS%% *}
 read -ra others <<<"${LAMBDAS#"$first"}"

@@ -200,9 +200,13 @@ def test_gradients_on_several_data_sets_have_means(write_run, tmp_path, capsys):
     assert lines["one, unlabeled"].split()[-6:] == ["-0.100"] * 4 + ["100", "1"]
     assert lines["two, unlabeled"].split()[-6:] == ["+0.900"] * 4 + ["0", "1"]
     assert "all-mean-gradients-cosine-parameters.pdf" in written
+    assert main(["gradients", str(tmp_path / "runs/dtd"), "--out", str(tmp_path / "figures")]) == 0
+    assert "mean of" not in capsys.readouterr().out
     shutil.rmtree(tmp_path / "runs/dtd/two")  # on one set only: no mean of it
     assert main(words) == 0
-    assert "two, unlabeled, mean" not in capsys.readouterr().out
+    written = capsys.readouterr().out
+    assert "one, unlabeled, mean of 2 sets" in written
+    assert "two, unlabeled, mean" not in written
 
 
 def test_pictured_cases_are_the_images_of_the_run_s_own_data(shared_command, tmp_path, capsys):

@@ -81,6 +81,7 @@ def test_the_runs_own_numbers_come_back(command, tmp_path):
 
 def test_several_runs_end_with_one_table_over_their_seeds(run, tmp_path, capsys):
     labels = {"trainer": "VPT_DHO", "method": "VPT-3 + DHO", "dataset": "mini", "shots": 4, "teacher": "some"}
+    labels["metrics"] = {"val": {"accuracy": 1.0}}
     for seed in (1, 2):
         folder = tmp_path / f"seed{seed}"
         shutil.copytree(run, folder)
@@ -95,6 +96,10 @@ def test_several_runs_end_with_one_table_over_their_seeds(run, tmp_path, capsys)
     assert row.endswith(" 2")
     assert ood.main([str(run)]) == 0
     assert "Seeds" not in capsys.readouterr().out
+    later = {**labels, "seed": 1, "alpha": 0.5, "beta": 1.0, "model_dir": str(run)}  # an evaluation of a run
+    for name in ("seed1", "seed2"):
+        (tmp_path / name / "results.json").write_text(json.dumps(later))
+    assert ood.main([*(str(tmp_path / f"seed{seed}") for seed in (1, 2))]) == 0
 
 
 def test_images_that_could_not_be_read_have_a_column_where_there_are_any():

@@ -225,6 +225,18 @@ def test_dho_is_compared_with_every_other_method_seed_by_seed(tmp_path):
     assert [row.measures["Val"].n for row in found] == [2, 2]
 
 
+def test_other_heads_are_compared_with_the_usual_ones(tmp_path):
+    for seed, (usual, other) in enumerate([(50.0, 51.0), (52.0, 52.5)]):
+        write(tmp_path, "Distill_DHO", "mini-resnet DHO", usual, seed)
+        write(tmp_path, "Distill_DHO", "mini-resnet (h_CE mlp, h_KD mlp) DHO", other, seed)
+        write(tmp_path, "Distill_DHO", "mini-resnet (h_KD mlp) DHO", 60.0, seed, shots=4)  # nothing to compare with
+    found = compare(find_results([tmp_path]))
+    assert [(row.labels["Method"], row.labels["Labeled"], row.labels["Difference"]) for row in found] == [
+        ("mini-resnet", "16 shots", "DHO with h_CE mlp, h_KD mlp - DHO")
+    ]
+    assert found[0].measures["Val"].mean == pytest.approx(0.75)
+
+
 def test_means_over_data_sets_stand_below_and_the_papers_beside_them(tmp_path, capsys):
     sets = [f"set{number}" for number in range(10)]
     for number, dataset in enumerate(sets):

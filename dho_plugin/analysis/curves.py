@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -88,18 +88,18 @@ def over_progress(series: Mapping[int, float], points: int = 101) -> dict[float,
     return dict(zip(percent.tolist(), np.interp(percent / 100 * steps[-1], steps, values).tolist(), strict=True))
 
 
-def mean_over_sets(sets: Sequence[Sequence[Mapping[str, Mapping[int, float]]]]) -> list[dict[str, dict[float, float]]]:
+def mean_over_sets(sets: Sequence[Mapping[Any, Mapping[str, Mapping[int, float]]]]) -> list[dict[str, dict]]:
     """Return the means of recorded quantities over data sets (DHO, Fig. 4 and 13), seed by seed.
 
     Args:
-        sets: for each data set, for each seed in order, the values by step of each quantity; trainings may be of
-            different length.
+        sets: for each data set, by seed, the values by step of each quantity; trainings may be of different length.
 
     Returns:
-        For each seed that all sets have, the mean by percent of the training of each quantity that all sets have.
+        For each seed that all sets have, the mean by percent of the recorded steps of each quantity that all have.
     """
     found = []
-    for runs in zip(*sets, strict=False):
+    for seed in [seed for seed in sets[0] if all(seed in one for one in sets)]:
+        runs = [one[seed] for one in sets]
         shared = [key for key in runs[0] if all(run.get(key) for run in runs)]
         curves = {key: [over_progress(run[key]) for run in runs] for key in shared}
         found.append({key: {x: float(np.mean([c[x] for c in same])) for x in same[0]} for key, same in curves.items()})

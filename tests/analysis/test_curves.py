@@ -38,7 +38,8 @@ def test_trainings_of_different_length_are_averaged_by_their_progress():
     found = over_progress(short, points=9)
     assert list(found) == [12.5 * k for k in range(9)]
     assert list(found.values()) == pytest.approx([1.0, 2.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0])
-    one, two = mean_over_sets([[{"a": long, "b": short}, {"a": long}], [{"a": short}, {"a": long}, {"a": long}]])
+    both = [{3: {"a": long}, 1: {"a": long, "b": short}}, {1: {"a": short}, 2: {"a": short}, 3: {"a": long}}]
+    two, one = mean_over_sets(both)  # seeds 3 and 1
     assert list(one) == list(two) == ["a"]
     assert [one["a"][x] for x in (0.0, 25.0, 50.0, 100.0)] == pytest.approx([0.5, 101.5, 201.5, 401.5])
     assert two["a"][75.0] == pytest.approx(600.0)

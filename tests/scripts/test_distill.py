@@ -177,14 +177,19 @@ def test_table_14_has_the_four_combinations_of_heads(pretend, tmp_path):
     trained = [call for call in calls if call[0] == "start" and "Distill" in call[2]]
     heads = [{key.split(".")[-1] for key, value in pairwise(call) if value == "mlp"} for call in trained]
     assert heads == list(variants.values())
+    for call, found in zip(trained, heads, strict=True):  # what a CLIP student would start from class features
+        starts = {key for key, value in pairwise(call) if value == "kaiming"}
+        assert starts == {{"CE_HEAD": "TRAINER.DISTILL.INIT", "KD_HEAD": "TRAINER.DHO.INIT"}[head] for head in found}
     assert all(call[-2:] == ["A.B", "c"] for call in trained)
-    assert table(done)[-4:] == ["--wide", "--heads", "--paper-table", "14"]
-    assert [Path(word).name for word in table(done)[1:-4]] == [f"{folder}{variant}" for variant in variants]
+    assert table(done)[-5:] == ["--heads", "--paired", "--wide", "--paper-table", "14"]
+    assert [Path(word).name for word in table(done)[1:-5]] == [f"{folder}{variant}" for variant in variants]
     _, calls = pretend("scripts/table1.sh", SEEDS="1", SHOTS="16", STUDENTS="resnet18", METHODS="DHO")
     assert not runs(calls)  # the first row is there
     done, calls = pretend("scripts/table14.sh", "mini", SEEDS="1", OUTPUT=str(tmp_path / "mini"))
     assert len(runs(calls)) == 4 * 3
     assert "--paper-table" not in table(done)
+    done, calls = pretend("scripts/table14.sh", "imagenet", SEEDS="1", SHOTS="1%", STUDENTS="vit_b16")
+    assert runs(calls)[-1] == "Distill_DHO/vit_b16_ep32_1percent_nl_ce_kd/seed1"
     settings = {"SEEDS": "1", "SHOTS": "1", "DATASETS": "dtd eurosat", "OUTPUT": str(tmp_path / "ten")}
     done, calls = pretend("scripts/table14.sh", "ten", "A.B", "c", **settings)
     assert len(runs(calls)) == 4 * 2
@@ -260,7 +265,15 @@ def test_figure_5(pretend, tmp_path):
         ("table4.sh", {"PERCENTS": "1 10"}, "PERCENTS has '1'; each of its words ends in %, as in PERCENTS=\"1% 10%\""),
         ("table5.sh mini", {"PERCENTS": "1% 10"}, "PERCENTS has '10'"),
         ("table5.sh mini", {"METHODS": "CE"}, "METHODS and STUDENTS are of other tables"),
-        ("table14.sh ten", {"METHODS": "CE"}, "METHODS is of other tables"),
+        ("table14.sh ten", {"METHODS": "CE"}, "METHODS is 'CE'; these rows are those of DHO DHO+NL-Head-CE"),
+        (
+            "table14.sh mini TRAINER.DHO.KD_HEAD mlp",
+            {},
+            "TRAINER.DHO.KD_HEAD is among the options, and the rows differ",
+        ),
+        ("table14.sh ten", {"DATASETS": "dtd nowhere"}, "unknown data set 'nowhere'"),
+        ("table5.sh mini TRAINER.DHO.INIT kaiming", {}, "TRAINER.DHO.INIT is among the options"),
+        ("tune_distill.sh mini 4 mini-resnet", {"METHODS": "DHO+NL-Head-KD"}, "DHO+NL-Head-KD has DHO's values"),
         ("table14.sh dtd --heads", {}, "unknown option '--heads'"),
         ("table14.sh nowhere", {}, "unknown data set 'nowhere'"),
         ("table5.sh", {"STUDENTS": "vit_b16"}, "METHODS and STUDENTS are of other tables"),
