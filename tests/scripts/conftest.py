@@ -1,8 +1,10 @@
 """How the tests of the scripts run them: as they are, or with a stand-in for Python that only notes what is asked."""
 
 import os
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -41,11 +43,16 @@ echo "{{}}" >"$dir/results.json"
 
 
 def run_bash(*words: str, timeout: float | None = None, **settings: str) -> subprocess.CompletedProcess:
-    """Run bash in the repository's root with some settings in its environment, for at most `timeout` seconds."""
+    """Run bash in the repository's root with some settings in its environment, for at most `timeout` seconds.
+
+    Ctrl-C reaches it as in a terminal, also where the tests run in the background, which are deaf to it.
+    """
     environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **settings}
+    hearing = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.run(
-        ["bash", *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=timeout
-    )
+        ["bash", *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=timeout,
+        preexec_fn=hearing,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
