@@ -97,8 +97,8 @@ def over_seeds(scored: dict[str, dict[str, dict[str, float]]]) -> str:
         DataError: none of them is a trained run; later evaluations of runs have no place in a table of runs.
     """
     metrics = {Path(name): found for name, found in scored.items()}
-    runs = find_results(scored)
-    return format_table(build_rows([{**run, "metrics": metrics[Path(run["path"]).parent]} for run in runs]))
+    found = [(run, Path(run["path"]).parent) for run in find_results(scored)]  # a folder of others may lie in a run's
+    return format_table(build_rows([{**run, "metrics": metrics[home]} for run, home in found if home in metrics]))
 
 
 def build_parser() -> argparse.ArgumentParser:
