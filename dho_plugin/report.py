@@ -100,8 +100,13 @@ def _carry_out(args: argparse.Namespace) -> None:
 
 
 def _of_all(findings: Sequence[Findings]) -> list[exhibits.Exhibit]:
-    of_rows = (exhibits.overviews, exhibits.curves, exhibits.compared_gradients)
-    makers = (*of_rows, exhibits.mean_gradients, exhibits.compared_features)
+    makers = (
+        exhibits.overviews,
+        exhibits.curves,
+        exhibits.compared_gradients,
+        exhibits.mean_gradients,
+        exhibits.compared_features,
+    )
     return [one for maker in makers for one in maker(findings)]
 
 

@@ -272,14 +272,15 @@ show_folder() {
   [[ " ${SHOWN[*]} " = *" $1 "* ]] || SHOWN+=("$1")
 }
 
-# table_words WORD...: the data set and the KEY VALUE words of a table's script. Sets DATASET and PAIRS; COMPARE and others as in lib.sh.
+# table_words WORD...: the data set and the KEY VALUE words of a table's script. Sets SET (the word for it), DATASET and PAIRS; COMPARE and
+# others as in lib.sh.
 table_words() {
-  local data=imagenet
+  SET=imagenet
   if [[ $# -gt 0 && ! $1 =~ ^(-|[A-Z]) ]]; then
-    data=$1
+    SET=$1
     shift
   fi
-  set_data "$data"
+  set_data "$SET"
   read_options "" "$@"
 }
 

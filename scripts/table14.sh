@@ -16,8 +16,7 @@ if [ "${1:-}" = ten ]; then
   options+=(--mean)
 else
   table_words "$@"
-  sets=${1:-imagenet}
-  [[ $sets != [A-Z]* ]] || sets=imagenet # the first option
+  sets=$SET
   [ "$DATASET" != mini ] || students=mini-resnet shots="1 4 16"
   options+=(--wide)
   [ "$DATASET" != imagenet ] || options+=(--paper-table 14)

@@ -100,6 +100,7 @@ def test_several_runs_end_with_one_table_over_their_seeds(run, tmp_path, capsys)
     for name in ("seed1", "seed2"):
         (tmp_path / name / "results.json").write_text(json.dumps(later))
     assert ood.main([*(str(tmp_path / f"seed{seed}") for seed in (1, 2))]) == 0
+    assert "Seeds" not in capsys.readouterr().out
 
 
 def test_images_that_could_not_be_read_have_a_column_where_there_are_any():
